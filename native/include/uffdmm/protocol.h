@@ -1,0 +1,347 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Wire protocol and shared-memory layouts between QEMU, the uffdmm manager
+ * and its control clients.  docs/protocol.md is the prose that goes with it.
+ *
+ * This one header is compiled by the manager, copied into the QEMU series and
+ * parsed by the Python package through cffi.  Hence its rules: fixed-size
+ * little-endian fields, natural alignment with explicit padding, constants as
+ * enumerators, no inline functions, no includes but <stdint.h>.
+ *
+ * Conversation: a UNIX stream socket.  Every message is one header followed by
+ * `length` payload bytes; descriptors travel as SCM_RIGHTS with the first byte
+ * of the header, and `nr_fds` says how many.  A reply carries the type of its
+ * request with UFFDMM_MSG_REPLY set, the same request id, and a status: 0, or
+ * a negative errno, in which case the payload is a struct uffdmm_error.
+ * Strings are NUL-terminated inside their arrays and NUL-padded.
+ */
+#ifndef UFFDMM_PROTOCOL_H
+#define UFFDMM_PROTOCOL_H
+
+#ifndef UFFDMM_CFFI
+#include <stdint.h>
+#endif
+
+enum uffdmm_limits {
+    UFFDMM_MAGIC = 0x4d4d4455, /* "UDMM" */
+    UFFDMM_VERSION = 1,        /* what this header describes */
+    UFFDMM_MIN_VERSION = 1,    /* oldest peer that still understands it */
+    UFFDMM_NAME_MAX = 64,      /* bytes, with the NUL */
+    UFFDMM_TEXT_MAX = 256,     /* bytes, with the NUL */
+    UFFDMM_PAYLOAD_MAX = 16384,
+    UFFDMM_SHARDS_MAX = 8,  /* userfaultfds of one region */
+    UFFDMM_FDS_MAX = 12,    /* descriptors of one message */
+    UFFDMM_REGIONS_MAX = 32 /* regions of one VM */
+};
+
+enum uffdmm_msg_type {
+    UFFDMM_MSG_HELLO = 1,         /* anybody -> manager */
+    UFFDMM_MSG_REGION_CREATE = 2, /* QEMU -> worker */
+    UFFDMM_MSG_REGION_ATTACH = 3, /* QEMU -> worker */
+    UFFDMM_MSG_REGION_DETACH = 4, /* QEMU -> worker */
+    UFFDMM_MSG_DISCARD = 5,       /* QEMU -> worker, no reply */
+    UFFDMM_MSG_ZAP = 6,           /* worker -> QEMU */
+    UFFDMM_MSG_QUERY = 7,         /* QEMU or control -> worker */
+    UFFDMM_MSG_SET_POLICY = 8,    /* QEMU or control -> worker */
+    UFFDMM_MSG_LIST = 9,          /* control -> acceptor */
+    UFFDMM_MSG_RECONNECT = 10,    /* QEMU -> worker */
+    /* 32..47 are kept for migration */
+    UFFDMM_MSG_REPLY = 0x8000 /* or-ed into the type of a reply */
+};
+
+struct uffdmm_msg_header {
+    uint32_t magic;
+    uint16_t version;
+    uint16_t min_version;
+    uint32_t type;
+    uint32_t length;     /* payload bytes, at most UFFDMM_PAYLOAD_MAX */
+    uint64_t request_id; /* chosen by the sender of the request */
+    int32_t status;      /* replies: 0 or a negative errno */
+    uint32_t nr_fds;
+};
+
+/* Payload of every reply whose status is not 0: one sentence for the user. */
+struct uffdmm_error {
+    char text[UFFDMM_TEXT_MAX];
+};
+
+enum uffdmm_role {
+    UFFDMM_ROLE_QEMU = 1,   /* offers one region of a VM */
+    UFFDMM_ROLE_CONTROL = 2 /* reads statistics, changes policy */
+};
+
+/*
+ * HELLO, first message of every connection.  A QEMU connection carries one
+ * region; several connections of one process with one VM name share a worker.
+ * A control connection with an empty vm_name talks to the acceptor (LIST),
+ * else to the worker of that VM (QUERY, SET_POLICY).
+ */
+struct uffdmm_hello {
+    uint32_t role; /* enum uffdmm_role */
+    uint32_t pad;
+    uint64_t features; /* none defined yet, must be 0 */
+    uint8_t uuid[16];  /* of the VM, all zero when it has none */
+    char vm_name[UFFDMM_NAME_MAX];
+    char agent[UFFDMM_NAME_MAX]; /* program and version, for the log */
+};
+
+struct uffdmm_hello_reply {
+    uint64_t features;
+    uint32_t pid; /* of the process that answers */
+    uint32_t pad;
+    char agent[UFFDMM_NAME_MAX];
+};
+
+/*
+ * REGION_CREATE.  The reply carries three descriptors: the sealed memfd of
+ * the guest memory, the memfd of the page-state table, and a read-only memfd
+ * with the statistics of the VM.
+ */
+struct uffdmm_region_create {
+    uint64_t size;      /* bytes, a multiple of page_size */
+    uint64_t page_size; /* bytes: 4096 */
+    uint32_t nr_shards; /* 1..UFFDMM_SHARDS_MAX */
+    uint32_t flags;     /* none defined yet, must be 0 */
+    char name[UFFDMM_NAME_MAX];
+};
+
+struct uffdmm_region_create_reply {
+    uint32_t region_id;
+    uint32_t nr_shards;
+    uint64_t table_size; /* bytes to map of the table memfd */
+    uint64_t stats_size; /* bytes to map of the statistics memfd */
+};
+
+/*
+ * REGION_ATTACH.  Descriptors: /proc/self/pagemap opened by QEMU, then one
+ * non-blocking userfaultfd a shard.  Shard i covers the pages
+ * [i * n / nr_shards, (i + 1) * n / nr_shards) of the n pages of the region
+ * and is registered for MISSING and WP.  With the reply the worker serves.
+ */
+struct uffdmm_region_attach {
+    uint32_t region_id;
+    uint32_t nr_shards;
+    uint64_t base; /* virtual address of the region in QEMU */
+    uint64_t size; /* bytes */
+};
+
+/* REGION_DETACH: the region is unmapped in QEMU; its slots are freed. */
+struct uffdmm_region_detach {
+    uint32_t region_id;
+    uint32_t pad;
+};
+
+/*
+ * DISCARD and ZAP name a page-aligned range of a region by byte offset.
+ * DISCARD comes after QEMU has set the entries DISCARDED and punched the hole.
+ * ZAP asks the service thread for MADV_DONTNEED on its shared mapping, which
+ * drops page-table entries and no data; its reply echoes the payload.
+ */
+struct uffdmm_range {
+    uint32_t region_id;
+    uint32_t pad;
+    uint64_t generation; /* ZAP: echoed; DISCARD: 0 */
+    uint64_t offset;     /* bytes */
+    uint64_t length;     /* bytes, not 0 */
+};
+
+/* QUERY has no payload.  The reply carries the statistics memfd, read-only. */
+struct uffdmm_query_reply {
+    uint64_t stats_size;
+};
+
+enum uffdmm_policy_field { UFFDMM_POLICY_LIMIT = 1, UFFDMM_POLICY_READAHEAD = 2 };
+
+/* SET_POLICY changes the fields named; the reply carries all in force. */
+struct uffdmm_policy {
+    uint32_t fields;          /* or of enum uffdmm_policy_field */
+    uint32_t readahead_pages; /* largest window, 1 (off) .. 64 */
+    uint64_t limit_bytes;     /* resident guest memory of the whole VM */
+};
+
+/* LIST: { start }; the reply is an array of these, as many as fit. */
+struct uffdmm_list {
+    uint32_t start; /* index of the first VM wanted */
+    uint32_t pad;
+};
+
+struct uffdmm_list_entry {
+    char vm_name[UFFDMM_NAME_MAX];
+    uint32_t worker_pid;
+    uint32_t qemu_pid;
+};
+
+/*
+ * RECONNECT hands a running region to a new worker: the payload and
+ * descriptors of REGION_CREATE's reply and of REGION_ATTACH in one.
+ * Descriptors: guest memfd, table memfd, pagemap, userfaultfds.
+ */
+struct uffdmm_reconnect {
+    struct uffdmm_region_create create;
+    struct uffdmm_region_attach attach;
+};
+
+/* ------------------------------------------------------------------------ */
+/* Page-state table                                                          */
+
+/*
+ * The table memfd is mapped by the worker and by QEMU.  Layout: this header
+ * (one page), then at entries_offset one uint64_t a page, at records_offset
+ * one uint64_t a page (checksum of the stored page, or the repeated word of a
+ * same-filled one), at ages_offset one byte a page.
+ */
+enum uffdmm_table_consts {
+    UFFDMM_TABLE_MAGIC = 0x54444d55, /* "UMDT" */
+    UFFDMM_TABLE_VERSION = 1
+};
+
+enum uffdmm_region_state {
+    UFFDMM_REGION_INCOMING = 1,
+    UFFDMM_REGION_INSTALLING = 2,
+    UFFDMM_REGION_LIVE = 3
+};
+
+struct uffdmm_table_header {
+    uint32_t magic;
+    uint32_t version;
+    uint64_t page_size;
+    uint64_t nr_pages;
+    uint64_t entries_offset;
+    uint64_t records_offset;
+    uint64_t ages_offset;
+    uint32_t region_state; /* enum uffdmm_region_state */
+    uint32_t region_id;
+    uint64_t session;  /* migration session while INSTALLING */
+    uint64_t discards; /* pages set DISCARDED by QEMU so far */
+};
+
+/*
+ * An entry, from bit 0: state (4 bits), flags (4), tier (4), generation (12),
+ * slot (40).  Slot 0 is never a page's: it stands for "none".
+ *
+ * QEMU changes entries in one way only: a discard replaces the state by
+ * DISCARDED and adds one to the generation, keeps slot, tier, BUSY and
+ * WRITING, clears MAYHOLE, and sets BUSY when the state was FILLING.  An EMPTY
+ * entry just gets MAYHOLE; UNTRACKED and DISCARDED ones stay as they are.
+ */
+enum uffdmm_entry_layout {
+    UFFDMM_ENTRY_STATE_MASK = 0xf,
+    /* somebody works on the page outside the table: leave it alone until clear */
+    UFFDMM_ENTRY_BUSY = 0x10,
+    /* a discard of QEMU raced with a fill: a hole here reads as zero */
+    UFFDMM_ENTRY_MAYHOLE = 0x20,
+    /* EVICTING: a write to this slot is in flight, only the evictor frees it */
+    UFFDMM_ENTRY_WRITING = 0x40,
+    UFFDMM_ENTRY_TIER_SHIFT = 8,
+    UFFDMM_ENTRY_TIER_MASK = 0xf,
+    UFFDMM_ENTRY_GEN_SHIFT = 12,
+    UFFDMM_ENTRY_GEN_MASK = 0xfff,
+    UFFDMM_ENTRY_SLOT_SHIFT = 24
+};
+
+enum uffdmm_page_state {
+    UFFDMM_PAGE_UNTRACKED = 0, /* not registered: the kernel fills it */
+    UFFDMM_PAGE_EMPTY = 1,     /* a hole, nothing stored: reads as zero */
+    UFFDMM_PAGE_FILLING = 2,   /* content is on its way in */
+    UFFDMM_PAGE_RESIDENT = 3,  /* in memory only */
+    UFFDMM_PAGE_CLEAN = 4,     /* in memory, a copy may still be in its slot */
+    UFFDMM_PAGE_EVICTING = 5,  /* write-protected, on its way out */
+    UFFDMM_PAGE_STORED = 6,    /* in its slot only */
+    UFFDMM_PAGE_DISCARDED = 7, /* given back by the guest */
+    UFFDMM_PAGE_LOST = 8       /* its content cannot be had */
+};
+
+enum uffdmm_tier {
+    UFFDMM_TIER_ZERO = 0, /* the record holds the repeated word */
+    UFFDMM_TIER_FILE = 1
+};
+
+/* ------------------------------------------------------------------------ */
+/* Statistics                                                                */
+
+enum uffdmm_stats_consts {
+    UFFDMM_STATS_MAGIC = 0x53444d55, /* "UMDS" */
+    UFFDMM_STATS_VERSION = 1,
+    /*
+     * Histogram of durations in nanoseconds, log-linear: bucket
+     * 8 * (floor(log2 v) - 8) + (next three bits of v) for v >= 256,
+     * bucket 0 for less; the last one takes the rest (from 15 s up).
+     */
+    UFFDMM_HIST_SUB_BITS = 3,
+    UFFDMM_HIST_MIN_LOG2 = 8,
+    UFFDMM_HIST_BUCKETS = 208
+};
+
+enum uffdmm_worker_state {
+    UFFDMM_WORKER_STARTING = 0,
+    UFFDMM_WORKER_RUNNING = 1,
+    UFFDMM_WORKER_STORE_FULL = 2, /* eviction stopped, faults wait for room */
+    UFFDMM_WORKER_STORE_ERROR = 3 /* some page cannot be read or written now */
+};
+
+/*
+ * One page of counters for a VM, written by its worker alone; readers map it
+ * read-only and take single aligned words (no word tears; two words need not
+ * belong to the same instant).  Counters only grow; the others are gauges.
+ */
+struct uffdmm_stats {
+    uint32_t magic;
+    uint32_t version;
+    uint32_t worker_pid;
+    uint32_t qemu_pid;
+    char vm_name[UFFDMM_NAME_MAX];
+
+    /* gauges */
+    uint64_t heartbeat_ns; /* CLOCK_MONOTONIC of the last sign of life */
+    uint64_t state;        /* enum uffdmm_worker_state */
+    uint64_t nr_regions;
+    uint64_t ram_bytes;          /* sum of the regions */
+    uint64_t limit_bytes;        /* policy in force */
+    uint64_t readahead_pages;    /* policy in force */
+    uint64_t resident_bytes;     /* guest pages in the memfds, by fstat */
+    uint64_t resident_max_bytes; /* largest value seen of it */
+    uint64_t stored_bytes;       /* pages STORED in a tier with slots */
+    uint64_t zero_bytes;         /* pages STORED as one repeated word */
+    uint64_t slots_used;         /* of all tiers, CLEAN copies too */
+    uint64_t slots_total;
+    uint64_t table_bytes;      /* page-state tables */
+    uint64_t worker_rss_bytes; /* resident set of the worker process */
+    uint64_t age_tracking;     /* 1 while access tracking runs */
+
+    /* counters: faults */
+    uint64_t faults;          /* messages served */
+    uint64_t faults_zero;     /* served by a zero page */
+    uint64_t faults_store;    /* served from a tier with slots */
+    uint64_t faults_wp;       /* write to a page on its way out: cancelled */
+    uint64_t faults_spurious; /* the page was there */
+    uint64_t faults_deferred; /* put back at least once */
+    uint64_t faults_waited;   /* waited for room under the limit */
+    uint64_t fault_ns;        /* sum of the histogram below */
+    uint64_t readahead_in;    /* pages brought in beside a fault */
+    uint64_t readahead_hits;  /* windows whose end was reached */
+
+    /* counters: eviction and tracking */
+    uint64_t evicted;           /* pages */
+    uint64_t evicted_clean;     /* of those: without a write, unchanged */
+    uint64_t evicted_zero;      /* of those: zero or same-filled */
+    uint64_t evicted_cancelled; /* pages taken back on the way out */
+    uint64_t discarded;
+    uint64_t zaps;          /* windows */
+    uint64_t scanned_pages; /* pages looked at by access scans */
+    uint64_t touched_pages; /* of those: in use */
+
+    /* counters: stores */
+    uint64_t store_reads; /* requests */
+    uint64_t store_read_bytes;
+    uint64_t store_writes; /* requests */
+    uint64_t store_write_bytes;
+    uint64_t store_trim_bytes;
+    uint64_t store_errors; /* requests that failed */
+    uint64_t checksum_errors;
+    uint64_t lost_pages; /* pages that became LOST */
+
+    uint64_t reserved[32];
+    uint64_t fault_hist[UFFDMM_HIST_BUCKETS]; /* message read to page in place */
+};
+
+#endif
