@@ -1,0 +1,454 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The evictor.
+ *
+ * Theory of operation.  Blocks come out of the queue oldest first; those whose
+ * pages were mostly in use at the last scan go back to its young end, a bounded
+ * number of times a round.  The pages of up to BATCH_BLOCKS blocks make a batch,
+ * and a batch goes through the same steps as a whole:
+ *
+ *   1. claim     RESIDENT or CLEAN -> EVICTING, page by page
+ *   2. protect   UFFDIO_WRITEPROTECT over the block: from here on a write faults,
+ *                and whoever serves that fault takes the page back (fault.c)
+ *   3. read      pread() of the memfd, which leaves holes alone
+ *   4. classify  a repeated word: needs no slot.  Checksum as when it was read in: its slot
+ *                still holds it.  Else dirty: gets a new slot, EVICTING|WRITING
+ *   5. write     neighbouring slots for the whole batch, one request
+ *   6. publish   EVICTING -> STORED with BUSY, unless the page was taken back
+ *   7. punch     the hole; then BUSY is cleared and faults on the page are served
+ *
+ * The order is the invariant: the bytes are in the store before the table says
+ * so, and the table says so before memory forgets them.  A fault that finds BUSY waits
+ * for the punch; without that it would see the page still there, lift its
+ * protection and have the punch destroy the next write.
+ *
+ * Sparse blocks cost as much as full ones in ioctls, so holes between the pages
+ * of a block are bridged: protected along (no harm) and punched along, locked
+ * by BUSY for that moment.  A dense block of which any page is dirty is written as a
+ * whole, so that its pages stay neighbours in the volume and come back with
+ * one read.
+ */
+#include "evict.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "evict_io.h"
+#include "fault.h"
+#include "log.h"
+#include "queue.h"
+#include "thread.h"
+#include "vm.h"
+
+/* A block with fewer evictable pages than this is passed over while its others are in use. */
+#define BLOCK_WORTHWHILE 8
+
+/* Tries of a write-protect that the kernel answers with EAGAIN. */
+#define PROTECT_TRIES 1000
+
+/* Pause after a round that freed nothing. */
+#define IDLE_RETRY_MS 2
+#define STORE_RETRY_MS 100
+
+static bool young(const struct vm *vm, const struct region *r, uint64_t pfn)
+{
+    return atomic_load_explicit(&vm->ages_useful, memory_order_relaxed) &&
+           (r->ages[pfn] == 0 || r->ages[pfn] == AGE_NEW);
+}
+
+/*
+ * Adds the pages of block @b that may go to the batch.  Returns how many;
+ * *@stay tells whether resident pages are left in it.
+ */
+static unsigned claim_block(struct batch *bt, struct block *b, bool spare_young,
+                            bool *stay)
+{
+    struct region *r = b->region;
+    uint64_t first = (uint64_t)b->index * BLOCK_PAGES, pfn;
+    uint64_t end = first + BLOCK_PAGES < r->nr_pages ? first + BLOCK_PAGES : r->nr_pages;
+    unsigned old_pages = 0, young_pages = 0, n = 0;
+
+    *stay = false;
+    for (pfn = first; pfn < end; pfn++) {
+        unsigned state = entry_state(entry_load(&r->entries[pfn]));
+
+        if (state == UFFDMM_PAGE_RESIDENT || state == UFFDMM_PAGE_CLEAN) {
+            if (young(bt->vm, r, pfn)) {
+                young_pages++;
+            } else {
+                old_pages++;
+            }
+        }
+    }
+    if (spare_young && young_pages > old_pages && old_pages < BLOCK_WORTHWHILE) {
+        *stay = true;
+        return 0;
+    }
+    for (pfn = first; pfn < end; pfn++) {
+        uint64_t e = entry_load(&r->entries[pfn]);
+        unsigned state = entry_state(e);
+        struct item *it = &bt->items[bt->nr];
+
+        if (state != UFFDMM_PAGE_RESIDENT && state != UFFDMM_PAGE_CLEAN) {
+            *stay |= state == UFFDMM_PAGE_FILLING;
+            continue;
+        }
+        if (entry_busy(e) || (spare_young && young(bt->vm, r, pfn))) {
+            *stay = true;
+            continue;
+        }
+        it->entry =
+            entry_with(e, UFFDMM_PAGE_EVICTING, (unsigned)e & UFFDMM_ENTRY_MAYHOLE);
+        if (state == UFFDMM_PAGE_RESIDENT) {
+            it->entry =
+                entry_make(UFFDMM_PAGE_EVICTING, (unsigned)e & UFFDMM_ENTRY_MAYHOLE, 0,
+                           entry_gen(e), 0);
+        }
+        if (!entry_cas(&r->entries[pfn], e, it->entry)) {
+            *stay = true;
+            continue;
+        }
+        it->region = r;
+        it->pfn = pfn;
+        it->kind = ITEM_CLAIMED;
+        bt->nr++;
+        n++;
+    }
+    return n;
+}
+
+/* A page that holds nothing in memory: protecting and reading over it does no harm. */
+static bool is_hole(struct region *r, uint64_t pfn)
+{
+    unsigned state = entry_state(entry_load(&r->entries[pfn]));
+
+    return state == UFFDMM_PAGE_STORED || state == UFFDMM_PAGE_EMPTY;
+}
+
+/* End (in items) of the run that begins at item @i: same shard, nothing but holes between. */
+static unsigned span_end(const struct batch *bt, unsigned i)
+{
+    struct region *r = bt->items[i].region;
+    const struct shard *sh = page_shard(r, bt->items[i].pfn);
+
+    for (i++; i < bt->nr; i++) {
+        const struct item *it = &bt->items[i];
+        uint64_t pfn = bt->items[i - 1].pfn + 1;
+
+        if (it->region != r || it->pfn / BLOCK_PAGES != (pfn - 1) / BLOCK_PAGES ||
+            page_shard(r, it->pfn) != sh) {
+            break;
+        }
+        while (pfn < it->pfn && is_hole(r, pfn)) {
+            pfn++;
+        }
+        if (pfn < it->pfn) {
+            break;
+        }
+    }
+    return i;
+}
+
+/* Write-protects items [@i, @end) and what lies between; 0 or a negative errno. */
+static int protect_span(struct batch *bt, unsigned i, unsigned end)
+{
+    struct region *r = bt->items[i].region;
+    uint64_t first = bt->items[i].pfn;
+    size_t len = (size_t)(bt->items[end - 1].pfn + 1 - first) * PAGE_SIZE_4K;
+    enum uffd_outcome out = UFFD_DONE;
+
+#ifdef UFFDMM_TEST_HOOKS
+    if (getenv("UFFDMM_TEST_NO_WP")) {
+        return 0;
+    }
+#endif
+    for (unsigned n = 0; n < PROTECT_TRIES; n++) {
+        out = uffd_wp(page_shard(r, first)->uffd, page_addr(r, first), len, true);
+        if (out != UFFD_AGAIN) {
+            break;
+        }
+        usleep(20);
+    }
+    return out == UFFD_DONE    ? 0
+           : out == UFFD_GONE  ? -ESRCH
+           : out == UFFD_AGAIN ? -EAGAIN
+                               : -errno;
+}
+
+/* Reads items [@i, @end) of the memfd into the buffer from @at on; 0 or a negative errno. */
+static int read_span(struct batch *bt, unsigned i, unsigned end, char *at)
+{
+    struct region *r = bt->items[i].region;
+    uint64_t first = bt->items[i].pfn;
+    size_t len = (size_t)(bt->items[end - 1].pfn + 1 - first) * PAGE_SIZE_4K;
+    ssize_t n = pread(r->memfd, at, len, (off_t)(first << PAGE_SHIFT_4K));
+
+    if (n != (ssize_t)len) {
+        return n < 0 ? -errno : -EIO;
+    }
+    for (; i < end; i++) {
+        bt->items[i].data = at + (bt->items[i].pfn - first) * PAGE_SIZE_4K;
+    }
+    return 0;
+}
+
+/* Steps 2 and 3 for the whole batch.  What fails is given back. */
+static void protect_and_read(struct batch *bt)
+{
+    static uint64_t logged;
+    char *at = bt->buffer;
+    unsigned i, end;
+    int ret;
+
+    for (i = 0; i < bt->nr; i = end) {
+        end = span_end(bt, i);
+        ret = protect_span(bt, i, end);
+        if (!ret) {
+            atomic_thread_fence(memory_order_seq_cst);
+            ret = read_span(bt, i, end, at);
+        }
+        if (ret) {
+            if (ret != -ESRCH && log_ratelimit(&logged, NSEC_PER_SEC)) {
+                log_warn("region %s: pages from %llu on cannot be evicted now: %s",
+                         bt->items[i].region->name, (unsigned long long)bt->items[i].pfn,
+                         strerror(-ret));
+            }
+            for (unsigned k = i; k < end; k++) {
+                batch_give_back(bt, &bt->items[k]);
+            }
+            continue;
+        }
+        at += (size_t)(bt->items[end - 1].pfn + 1 - bt->items[i].pfn) * PAGE_SIZE_4K;
+    }
+}
+
+/* Locks the holes between two stored items so that they can be punched along. */
+static bool lock_holes(struct region *r, uint64_t pfn, uint64_t end)
+{
+    uint64_t first = pfn;
+
+    for (; pfn < end; pfn++) {
+        uint64_t e = entry_load(&r->entries[pfn]);
+        unsigned state = entry_state(e);
+
+        if (entry_busy(e) ||
+            (state != UFFDMM_PAGE_STORED && state != UFFDMM_PAGE_EMPTY) ||
+            !entry_cas(&r->entries[pfn], e, e | UFFDMM_ENTRY_BUSY)) {
+            while (pfn > first) {
+                entry_clear_busy(&r->entries[--pfn]);
+            }
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Step 7: punches all published pages and unlocks them.  Returns how many. */
+static unsigned punch(struct batch *bt)
+{
+    unsigned i = 0, total = 0;
+
+    while (i < bt->nr) {
+        struct item *it = &bt->items[i];
+        struct region *r = it->region;
+        uint64_t first = it->pfn, last = it->pfn;
+        unsigned pages = 1;
+        int ret;
+
+        i++;
+        if (it->kind != ITEM_PUBLISHED) {
+            continue;
+        }
+        while (i < bt->nr && bt->items[i].kind == ITEM_PUBLISHED &&
+               bt->items[i].region == r &&
+               bt->items[i].pfn / BLOCK_PAGES == first / BLOCK_PAGES &&
+               lock_holes(r, last + 1, bt->items[i].pfn)) {
+            last = bt->items[i++].pfn;
+            pages++;
+        }
+        ret = fallocate(r->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                        (off_t)(first << PAGE_SHIFT_4K),
+                        (off_t)((last + 1 - first) << PAGE_SHIFT_4K));
+        if (ret < 0) {
+            /* memory keeps the pages, and memory wins over the table when they fault */
+            log_error("region %s: cannot punch pages %llu to %llu: %s", r->name,
+                      (unsigned long long)first, (unsigned long long)last,
+                      strerror(errno));
+            pages = 0;
+        }
+        for (uint64_t pfn = first; pfn <= last; pfn++) {
+            entry_clear_busy(&r->entries[pfn]);
+        }
+        atomic_fetch_sub_explicit(&bt->vm->resident, (int64_t)pages,
+                                  memory_order_relaxed);
+        total += pages;
+    }
+    return total;
+}
+
+static void kick_waiters(struct vm *vm)
+{
+    for (unsigned k = 0; k < UFFDMM_REGIONS_MAX; k++) {
+        struct region *r = vm->regions[k];
+
+        for (unsigned i = 0; r && r->attached && i < r->nr_shards; i++) {
+            if (atomic_load_explicit(&r->shards[i].waiting, memory_order_seq_cst)) {
+                fault_kick(&r->shards[i]);
+            }
+        }
+    }
+}
+
+/* One batch.  Returns the pages that left memory. */
+static unsigned evict_batch(struct vm *vm, struct batch *bt, int64_t want,
+                            unsigned *chances)
+{
+    unsigned blocks = 0, punched = 0;
+    struct block *again[BATCH_BLOCKS];
+    unsigned nr_again = 0;
+
+    pthread_rwlock_rdlock(&vm->regions_lock);
+    bt->nr = 0;
+    while (blocks < BATCH_BLOCKS && bt->nr + BLOCK_PAGES <= BATCH_PAGES &&
+           (int64_t)bt->nr < want) {
+        struct block *b = queue_pop(vm);
+        bool stay;
+
+        if (!b) {
+            break;
+        }
+        if (claim_block(bt, b, *chances > 0, &stay)) {
+            blocks++;
+            if (stay) {
+                again[nr_again++] = b;
+            }
+        } else if (stay) {
+            queue_push(vm, b);
+            if (!*chances) {
+                break; /* nothing in it may go now */
+            }
+            --*chances;
+        }
+    }
+    while (nr_again) {
+        queue_push(vm, again[--nr_again]);
+    }
+    if (bt->nr) {
+        protect_and_read(bt);
+        batch_classify(bt);
+        batch_write(bt);
+        batch_publish(bt);
+        punched = punch(bt);
+        batch_requeue(bt);
+        kick_waiters(vm);
+    }
+    vm_sync_resident(vm);
+    pthread_rwlock_unlock(&vm->regions_lock);
+    return punched;
+}
+
+/* Sleeps until there may be work, or for @timeout_ms. */
+static void wait_for_work(struct vm *vm, int timeout_ms)
+{
+    struct pollfd pfd = {.fd = vm->evict_fd, .events = POLLIN};
+    uint64_t count;
+
+    if (poll(&pfd, 1, timeout_ms) > 0 && read(vm->evict_fd, &count, sizeof(count)) < 0) {
+        return; /* somebody else's wake-up; look around all the same */
+    }
+}
+
+static unsigned blocks_of(struct vm *vm)
+{
+    return (unsigned)(stats_get(&vm->stats->ram_bytes) /
+                      (BLOCK_PAGES * (uint64_t)PAGE_SIZE_4K));
+}
+
+static void *evict_thread(void *opaque)
+{
+    struct batch *bt = opaque;
+    struct vm *vm = bt->vm;
+    unsigned chances = 0;
+
+    atomic_store(&vm->evictor_tid, (pid_t)syscall(SYS_gettid));
+    while (!atomic_load(&vm->stop)) {
+        int64_t room = vm_room(vm);
+
+        if (room >= vm_margin_low(vm)) {
+            atomic_store(&vm->evictor_idle, true);
+            if (vm_room(vm) >= vm_margin_low(vm) && !atomic_load(&vm->stop)) {
+                wait_for_work(vm, -1);
+            }
+            atomic_store(&vm->evictor_idle, false);
+            continue;
+        }
+        chances = blocks_of(vm);
+        while (!atomic_load(&vm->stop) && (room = vm_room(vm)) < vm_margin_high(vm)) {
+            if (!evict_batch(vm, bt, vm_margin_high(vm) - room, &chances)) {
+                kick_waiters(vm);
+                wait_for_work(vm, bt->store_trouble ? STORE_RETRY_MS : IDLE_RETRY_MS);
+            }
+        }
+    }
+    batch_free(bt);
+    return NULL;
+}
+
+int evict_start(struct vm *vm)
+{
+    struct batch *bt;
+    int ret;
+
+    vm->evict_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (vm->evict_fd < 0) {
+        return -errno;
+    }
+    ret = batch_new(vm, &bt);
+    if (!ret) {
+        ret = thread_start(&vm->evictor, "uffdmm-evict", evict_thread, bt);
+        if (ret) {
+            batch_free(bt);
+        }
+    }
+    if (ret) {
+        close(vm->evict_fd);
+        return ret;
+    }
+    vm->evictor_running = true;
+    return 0;
+}
+
+void evict_stop(struct vm *vm)
+{
+    uint64_t one = 1;
+
+    if (!vm->evictor_running) {
+        return;
+    }
+    atomic_store(&vm->stop, true);
+    if (write(vm->evict_fd, &one, sizeof(one)) < 0) {
+        log_warn("cannot wake the evictor: %s", strerror(errno));
+    }
+    pthread_join(vm->evictor, NULL);
+    close(vm->evict_fd);
+    vm->evictor_running = false;
+}
+
+void evict_kick(struct vm *vm)
+{
+    uint64_t one = 1;
+
+    if (atomic_load_explicit(&vm->evictor_idle, memory_order_relaxed) &&
+        atomic_exchange(&vm->evictor_idle, false) &&
+        write(vm->evict_fd, &one, sizeof(one)) < 0) {
+        return; /* full: a wake-up is pending anyway */
+    }
+}

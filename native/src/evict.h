@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The evictor: one thread a VM that keeps it a little below its limit. */
+#ifndef UFFDMM_EVICT_H
+#define UFFDMM_EVICT_H
+
+struct vm;
+
+/* Starts and stops the thread.  0 or a negative errno. */
+int evict_start(struct vm *vm);
+void evict_stop(struct vm *vm);
+
+/* Says that room may be wanted.  Cheap when the evictor is at work already. */
+void evict_kick(struct vm *vm);
+
+#endif

@@ -1,0 +1,479 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The fault thread.
+ *
+ * Theory of operation.  A thread of QEMU touches a page that is not there (or
+ * writes to one on its way out) and sleeps; its message is read here, the state
+ * of the page says what to do, and every way ends in an ioctl that wakes it.
+ * What cannot be served at once (the page is being punched, the VM is at its
+ * limit, the store fails) is put into a fixed array and tried again; the vCPU
+ * sleeps on, no other fault waits behind it.
+ *
+ * Waiting for the next message: when the thread runs on the CPU where its
+ * faults come from it sleeps at once, for whoever faults needs that CPU.  On
+ * another CPU it polls for a while, since a wake-up across CPUs costs more than
+ * the rest of a fault; the while grows as long as it pays and shrinks when it
+ * does not.
+ *
+ * Nothing in here allocates, takes a lock that is held during I/O, or waits
+ * for QEMU.
+ */
+#include "fault.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "evict.h"
+#include "fill.h"
+#include "log.h"
+#include "thread.h"
+#include "vm.h"
+
+#define MESSAGES 16
+#define SPIN_MIN_NS (5 * NSEC_PER_USEC)
+
+/* When to try a deferred fault again. */
+#define RETRY_SOON_NS (20 * NSEC_PER_USEC)
+#define RETRY_ROOM_NS (1 * NSEC_PER_MSEC)
+#define RETRY_STORE_NS (200 * NSEC_PER_MSEC)
+
+/* The page is on its way out and somebody wants it: keep it. */
+static enum serve_outcome take_back(struct shard *sh, uint64_t pfn, uint64_t e)
+{
+    struct region *r = sh->region;
+    entry_t *p = &r->entries[pfn];
+    unsigned mayhole = (unsigned)e & UFFDMM_ENTRY_MAYHOLE;
+    uint64_t to;
+    enum uffd_outcome out;
+
+    /* a slot that is being written stays the evictor's, who frees it */
+    if (e & UFFDMM_ENTRY_WRITING || !entry_slot(e)) {
+        to = entry_make(UFFDMM_PAGE_RESIDENT, UFFDMM_ENTRY_BUSY | mayhole, 0,
+                        entry_gen(e), 0);
+    } else {
+        to = entry_with(e, UFFDMM_PAGE_CLEAN, UFFDMM_ENTRY_BUSY | mayhole);
+    }
+    if (!entry_cas(p, e, to)) {
+        return AGAIN_SOON;
+    }
+    stats_add(&r->vm->stats->faults_wp, 1);
+    out = uffd_wp(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K, false);
+    entry_clear_busy(p);
+    return out == UFFD_DONE ? SERVED : out == UFFD_GONE ? GONE : AGAIN_SOON;
+}
+
+/*
+ * A write to a page that is in and stays in but is still protected, because the
+ * evictor protected its neighbourhood.  BUSY keeps the evictor from starting on
+ * the page between our look at the table and the ioctl.
+ */
+static enum serve_outcome lift(struct shard *sh, uint64_t pfn, uint64_t e)
+{
+    struct region *r = sh->region;
+    entry_t *p = &r->entries[pfn];
+    enum uffd_outcome out;
+
+    if (!entry_cas(p, e, e | UFFDMM_ENTRY_BUSY)) {
+        return AGAIN_SOON;
+    }
+    out = uffd_wp(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K, false);
+    entry_clear_busy(p);
+    return out == UFFD_DONE ? SERVED : out == UFFD_GONE ? GONE : AGAIN_SOON;
+}
+
+/*
+ * "Missing", but the table says that the page is in.  Mostly the message is
+ * old news: wake, and whoever waited finds the page.  A hole is right only
+ * after a discard; else the content is gone by somebody else's hand and the one
+ * thing not to do is to hand out zeros.
+ */
+static enum serve_outcome not_missing(struct shard *sh, uint64_t pfn, uint64_t e)
+{
+    struct region *r = sh->region;
+    entry_t *p = &r->entries[pfn];
+    off_t off = (off_t)(pfn << PAGE_SHIFT_4K);
+    enum uffd_outcome out;
+    size_t done;
+
+    stats_add(&r->vm->stats->faults_spurious, 1);
+    if (lseek(r->memfd, off, SEEK_DATA) == off) {
+        out = uffd_wake(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K);
+        return out == UFFD_GONE ? GONE : SERVED;
+    }
+    if (!entry_cas(p, e, e | UFFDMM_ENTRY_BUSY)) {
+        return AGAIN_SOON;
+    }
+    if (!(e & UFFDMM_ENTRY_MAYHOLE)) {
+        uint64_t lost = entry_with(e, UFFDMM_PAGE_LOST, 0);
+
+        if (!entry_cas(p, e | UFFDMM_ENTRY_BUSY, lost)) {
+            entry_clear_busy(p); /* a discard after all */
+            return AGAIN_SOON;
+        }
+        stats_add(&r->vm->stats->lost_pages, 1);
+        log_error(
+            "region %s: page %llu was punched out of guest memory behind the manager's back: "
+            "the guest waits for it; end the VM",
+            r->name, (unsigned long long)pfn);
+        return BLOCKED;
+    }
+    out = uffd_zero(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K, &done);
+    if (out == UFFD_DONE) {
+        atomic_fetch_add_explicit(&r->vm->resident, 1, memory_order_relaxed);
+        stats_add(&r->vm->stats->faults_zero, 1);
+    } else if (out == UFFD_PRESENT) {
+        uffd_wake(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K);
+    }
+    entry_clear_busy(p);
+    return out == UFFD_DONE || out == UFFD_PRESENT ? SERVED
+           : out == UFFD_GONE                      ? GONE
+                                                   : AGAIN_SOON;
+}
+
+static enum serve_outcome bring_in(struct shard *sh, struct deferred *f, bool again)
+{
+    struct vm *vm = sh->region->vm;
+    int64_t room = vm_room(vm);
+    uint32_t max = atomic_load_explicit(&vm->readahead_max, memory_order_relaxed);
+    uint64_t next;
+    enum serve_outcome out;
+    bool hit = false;
+
+    if (room < vm_margin_low(vm)) {
+        evict_kick(vm);
+    }
+    if (room <= 0) {
+        return AGAIN_ROOM;
+    }
+    if (max > room) {
+        max = (uint32_t)room;
+    }
+    if (again) {
+        max = 1;
+    } else {
+        max = readahead_window(&sh->readahead, f->pfn, max, &hit);
+        if (hit) {
+            stats_add(&vm->stats->readahead_hits, 1);
+        }
+    }
+    out = fill_pages(sh, f->pfn, max, &next);
+    if (!again && out == SERVED) {
+        readahead_done(&sh->readahead, f->pfn, next);
+    }
+    return out;
+}
+
+static enum serve_outcome serve(struct shard *sh, struct deferred *f, bool again)
+{
+    struct region *r = sh->region;
+    uint64_t e = entry_load(&r->entries[f->pfn]);
+
+    if (entry_busy(e)) {
+        return AGAIN_SOON;
+    }
+    switch (entry_state(e)) {
+    case UFFDMM_PAGE_EMPTY:
+    case UFFDMM_PAGE_DISCARDED:
+    case UFFDMM_PAGE_STORED:
+        return bring_in(sh, f, again);
+    case UFFDMM_PAGE_EVICTING:
+        return take_back(sh, f->pfn, e);
+    case UFFDMM_PAGE_RESIDENT:
+    case UFFDMM_PAGE_CLEAN:
+        return f->wp ? lift(sh, f->pfn, e) : not_missing(sh, f->pfn, e);
+    default:
+        return BLOCKED;
+    }
+}
+
+/* Keeps a fault for later; one entry a page is enough, since serving it wakes all. */
+static void defer(struct shard *sh, const struct deferred *f, enum serve_outcome why)
+{
+    struct deferred *d = NULL;
+    uint64_t delay = why == AGAIN_SOON   ? RETRY_SOON_NS
+                     : why == AGAIN_ROOM ? RETRY_ROOM_NS
+                                         : RETRY_STORE_NS;
+
+    for (unsigned i = 0; i < sh->nr_deferred; i++) {
+        if (sh->deferred[i].pfn == f->pfn) {
+            d = &sh->deferred[i];
+            d->wp |= f->wp;
+        }
+    }
+    if (!d) {
+        /* the reader stops before the array is full */
+        d = &sh->deferred[sh->nr_deferred++];
+        *d = *f;
+        stats_add(&sh->region->vm->stats->faults_deferred, 1);
+        if (why == AGAIN_ROOM) {
+            stats_add(&sh->region->vm->stats->faults_waited, 1);
+        }
+    }
+    d->not_before = clock_ns() + delay;
+}
+
+static void finish(struct shard *sh, const struct deferred *f)
+{
+    struct uffdmm_stats *stats = sh->region->vm->stats;
+
+    stats_add(&stats->faults, 1);
+    stats_fault_time(stats, clock_ns() - f->since);
+}
+
+static void handle(struct shard *sh, const struct uffd_msg *msg, uint64_t now)
+{
+    struct region *r = sh->region;
+    struct deferred f = {.since = now};
+    enum serve_outcome out;
+
+    if (msg->event != UFFD_EVENT_PAGEFAULT) {
+        return;
+    }
+    f.pfn = (msg->arg.pagefault.address - r->base) >> PAGE_SHIFT_4K;
+    f.wp = (msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0;
+    f.tid = msg->arg.pagefault.feat.ptid;
+    if (msg->arg.pagefault.address < r->base || f.pfn < sh->first || f.pfn >= sh->end) {
+        return; /* registered by QEMU over something else: not ours to serve */
+    }
+    if (f.tid != atomic_load_explicit(&sh->fault_tid, memory_order_relaxed)) {
+        atomic_store_explicit(&sh->fault_tid, f.tid, memory_order_relaxed);
+        atomic_fetch_add_explicit(&sh->fault_switches, 1, memory_order_relaxed);
+    }
+    atomic_fetch_add_explicit(&sh->nr_faults, 1, memory_order_relaxed);
+    out = serve(sh, &f, false);
+    if (out == SERVED) {
+        finish(sh, &f);
+    } else if (out == GONE) {
+        atomic_store(&sh->gone, true);
+    } else if (out != BLOCKED) {
+        defer(sh, &f, out);
+    }
+}
+
+/* Tries the deferred faults whose time has come. */
+static void retry(struct shard *sh)
+{
+    uint64_t now = clock_ns();
+    unsigned i = 0;
+
+    while (i < sh->nr_deferred) {
+        struct deferred f = sh->deferred[i];
+        enum serve_outcome out;
+
+        if (f.not_before > now) {
+            i++;
+            continue;
+        }
+        out = serve(sh, &f, true);
+        if (out == AGAIN_SOON || out == AGAIN_ROOM || out == AGAIN_STORE) {
+            defer(sh, &f, out);
+            i++;
+            continue;
+        }
+        if (out == SERVED) {
+            finish(sh, &f);
+        } else if (out == GONE) {
+            atomic_store(&sh->gone, true);
+        }
+        sh->deferred[i] = sh->deferred[--sh->nr_deferred];
+    }
+    atomic_store_explicit(&sh->waiting, sh->nr_deferred != 0, memory_order_seq_cst);
+}
+
+/* Nanoseconds until a deferred fault is due; UINT64_MAX when there is none. */
+static uint64_t next_retry(const struct shard *sh)
+{
+    uint64_t first = UINT64_MAX, now;
+
+    if (!sh->nr_deferred) {
+        return UINT64_MAX;
+    }
+    for (unsigned i = 0; i < sh->nr_deferred; i++) {
+        if (sh->deferred[i].not_before < first) {
+            first = sh->deferred[i].not_before;
+        }
+    }
+    now = clock_ns();
+    return first > now ? first - now : 0;
+}
+
+static void sleep_until_event(struct shard *sh, uint64_t timeout_ns)
+{
+    struct pollfd fds[2] = {
+        {.fd = sh->nr_deferred >= DEFERRED_MAX - MESSAGES ? -1 : sh->uffd,
+         .events = POLLIN},
+        {.fd = sh->wake_fd, .events = POLLIN},
+    };
+    struct timespec ts = {.tv_sec = (time_t)(timeout_ns / NSEC_PER_SEC),
+                          .tv_nsec = (long)(timeout_ns % NSEC_PER_SEC)};
+    uint64_t count;
+
+    if (ppoll(fds, 2, timeout_ns == UINT64_MAX ? NULL : &ts, NULL) > 0 &&
+        (fds[1].revents & POLLIN) && read(sh->wake_fd, &count, sizeof(count)) > 0) {
+        /* somebody made progress: what waits for it need not wait for its time */
+        for (unsigned i = 0; i < sh->nr_deferred; i++) {
+            sh->deferred[i].not_before = 0;
+        }
+    }
+    if (fds[0].revents & (POLLERR | POLLHUP)) {
+        atomic_store(&sh->gone, true);
+    }
+}
+
+/* Polls for messages for as long as that has paid lately; see the head of the file. */
+static int spin_for_messages(struct shard *sh, struct uffd_msg *msgs)
+{
+    uint64_t until, limit = sh->spin_ns;
+    int n;
+
+    if (!limit || atomic_load_explicit(&sh->same_cpu, memory_order_relaxed)) {
+        return 0;
+    }
+    until = clock_ns() + limit;
+    do {
+        n = uffd_read(sh->uffd, msgs, MESSAGES);
+        if (n) {
+            return n;
+        }
+        cpu_relax();
+    } while (clock_ns() < until);
+    return 0;
+}
+
+static void adapt_spin(struct shard *sh, uint64_t slept_ns)
+{
+    uint64_t max = sh->region->vm->options->spin_max_ns;
+
+    if (slept_ns < max) {
+        sh->spin_ns = sh->spin_ns ? 2 * sh->spin_ns : SPIN_MIN_NS;
+        if (sh->spin_ns > max) {
+            sh->spin_ns = max;
+        }
+    } else {
+        sh->spin_ns = sh->spin_ns / 2 >= SPIN_MIN_NS ? sh->spin_ns / 2 : 0;
+    }
+}
+
+static void *fault_thread(void *opaque)
+{
+    struct shard *sh = opaque;
+    struct uffd_msg msgs[MESSAGES];
+    uint64_t now, due;
+    int n;
+
+    atomic_store(&sh->tid, (pid_t)syscall(SYS_gettid));
+    while (!atomic_load_explicit(&sh->stop, memory_order_relaxed)) {
+        n = 0;
+        if (sh->nr_deferred < DEFERRED_MAX - MESSAGES) {
+            n = uffd_read(sh->uffd, msgs, MESSAGES);
+            if (!n && !sh->nr_deferred) {
+                n = spin_for_messages(sh, msgs);
+            }
+        }
+        if (n > 0) {
+            now = clock_ns();
+            for (int i = 0; i < n; i++) {
+                handle(sh, &msgs[i], now);
+            }
+        } else if (n < 0 || atomic_load_explicit(&sh->gone, memory_order_relaxed)) {
+            /* QEMU has ended; the main thread hears of it and stops us */
+            atomic_store(&sh->gone, true);
+            sh->nr_deferred = 0;
+            usleep(10000);
+            continue;
+        }
+        if (sh->nr_deferred) {
+            retry(sh);
+        }
+        if (n) {
+            continue;
+        }
+        due = next_retry(sh);
+        if (!due) {
+            continue;
+        }
+        now = clock_ns();
+        sleep_until_event(sh, due);
+        if (due == UINT64_MAX) {
+            adapt_spin(sh, clock_ns() - now);
+        }
+    }
+    return NULL;
+}
+
+int fault_prepare(struct shard *sh)
+{
+    void *buffer;
+    int ret;
+
+    buffer = mmap(NULL, (size_t)WINDOW_MAX * PAGE_SIZE_4K, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (buffer == MAP_FAILED) {
+        return -errno;
+    }
+    sh->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (sh->wake_fd < 0) {
+        ret = -errno;
+        munmap(buffer, (size_t)WINDOW_MAX * PAGE_SIZE_4K);
+        return ret;
+    }
+    ret = io_init(&sh->io);
+    if (ret) {
+        close(sh->wake_fd);
+        munmap(buffer, (size_t)WINDOW_MAX * PAGE_SIZE_4K);
+        return ret;
+    }
+    sh->buffer = buffer;
+    sh->spin_ns = 0;
+    readahead_init(&sh->readahead);
+    return 0;
+}
+
+void fault_release(struct shard *sh)
+{
+    if (sh->buffer) {
+        io_deinit(&sh->io);
+        close(sh->wake_fd);
+        munmap(sh->buffer, (size_t)WINDOW_MAX * PAGE_SIZE_4K);
+        sh->buffer = NULL;
+    }
+    if (sh->uffd >= 0) {
+        close(sh->uffd);
+        sh->uffd = -1;
+    }
+}
+
+int fault_start(struct shard *sh)
+{
+    int ret = thread_start(&sh->thread, "uffdmm-fault", fault_thread, sh);
+
+    sh->running = ret == 0;
+    return ret;
+}
+
+void fault_stop(struct shard *sh)
+{
+    if (sh->running) {
+        atomic_store(&sh->stop, true);
+        fault_kick(sh);
+        pthread_join(sh->thread, NULL);
+        sh->running = false;
+    }
+}
+
+void fault_kick(struct shard *sh)
+{
+    uint64_t one = 1;
+
+    if (write(sh->wake_fd, &one, sizeof(one)) < 0) {
+        return; /* full: a wake-up is pending anyway */
+    }
+}

@@ -1,0 +1,396 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Bringing pages in.
+ *
+ * Theory of operation.  A window of pages is claimed one by one: a
+ * compare-and-swap turns a page that is out into FILLING with BUSY set, and from then on
+ * it is this thread's alone; pages that are in, or that somebody works on, are
+ * left out of the window.  The claimed pages are read with one request for each
+ * run of neighbouring slots, checked, and copied into place with one ioctl for
+ * each run of neighbouring pages.  Then each becomes CLEAN (its slot still
+ * holds the same bytes) or RESIDENT.
+ *
+ * Only QEMU may change a claimed entry, by a discard.  Then the final
+ * compare-and-swap fails: the content that was copied is the guest's own old one, or
+ * the hole that QEMU punches after it, and MAYHOLE says that a hole is right.
+ *
+ * Whatever cannot be completed goes back to what it was, and nothing of it has
+ * become visible: guest memory sees checked bytes or waits.
+ */
+#include "fill.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "log.h"
+#include "queue.h"
+#include "vm.h"
+
+/* How long to poll for a read before sleeping. */
+#define READ_SPIN_NS (300 * NSEC_PER_USEC)
+
+/* From this window on, holes are filled with zero pages ahead of the guest. */
+#define ZERO_AHEAD_WINDOW 4
+
+/* A page whose checksum does not match is read again at once this often. */
+#define READ_RETRIES 2
+
+enum claim_kind { CLAIM_NONE, CLAIM_ZERO, CLAIM_WORD, CLAIM_FILE };
+
+struct claim {
+    enum claim_kind kind;
+    bool ready;       /* its bytes are in the buffer and checked */
+    uint64_t before;  /* entry to go back to */
+    uint64_t filling; /* entry while claimed */
+    uint64_t after;   /* entry when in place */
+};
+
+struct window {
+    struct shard *shard;
+    uint64_t pfn; /* first page */
+    uint32_t nr;  /* pages looked at */
+    struct claim claims[WINDOW_MAX];
+};
+
+static void *page_buffer(const struct shard *sh, uint32_t i)
+{
+    return (char *)sh->buffer + (size_t)i * PAGE_SIZE_4K;
+}
+
+/* Claims page @i of the window; false when it is not to be had. */
+static bool claim_page(struct window *w, uint32_t i, uint32_t wanted)
+{
+    struct shard *sh = w->shard;
+    struct region *r = sh->region;
+    struct vm *vm = r->vm;
+    uint64_t pfn = w->pfn + i;
+    struct claim *c = &w->claims[i];
+    uint64_t e = entry_load(&r->entries[pfn]);
+
+    c->kind = CLAIM_NONE;
+    c->ready = false;
+    if (entry_busy(e)) {
+        return false;
+    }
+    switch (entry_state(e)) {
+    case UFFDMM_PAGE_EMPTY:
+        if (i && wanted < ZERO_AHEAD_WINDOW) {
+            return false;
+        }
+        c->kind = CLAIM_ZERO;
+        c->before = e;
+        c->after = entry_make(UFFDMM_PAGE_RESIDENT, (unsigned)e & UFFDMM_ENTRY_MAYHOLE, 0,
+                              entry_gen(e), 0);
+        break;
+    case UFFDMM_PAGE_DISCARDED:
+        if (i) {
+            return false;
+        }
+        c->kind = CLAIM_ZERO;
+        /* QEMU's punch may come after our zero page */
+        c->before =
+            entry_make(UFFDMM_PAGE_EMPTY, UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e), 0);
+        c->after =
+            entry_make(UFFDMM_PAGE_RESIDENT, UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e), 0);
+        break;
+    case UFFDMM_PAGE_STORED:
+        c->before = e;
+        if (entry_tier(e) == UFFDMM_TIER_ZERO) {
+            c->kind = r->records[pfn] ? CLAIM_WORD : CLAIM_ZERO;
+            c->after = entry_make(UFFDMM_PAGE_RESIDENT, 0, 0, entry_gen(e), 0);
+        } else if (entry_tier(e) == UFFDMM_TIER_FILE &&
+                   slots_valid(&vm->store.slots, entry_slot(e))) {
+            c->kind = CLAIM_FILE;
+            c->after = entry_with(e, UFFDMM_PAGE_CLEAN, 0);
+        } else {
+            if (entry_cas(&r->entries[pfn], e, entry_with(e, UFFDMM_PAGE_LOST, 0))) {
+                stats_add(&vm->stats->lost_pages, 1);
+                log_error(
+                    "region %s: the table names tier %u slot %llu for page %llu, which do "
+                    "not exist: the page stays blocked",
+                    r->name, entry_tier(e), (unsigned long long)entry_slot(e),
+                    (unsigned long long)pfn);
+            }
+            return false;
+        }
+        break;
+    default:
+        return false;
+    }
+    c->filling = entry_with(c->kind == CLAIM_FILE ? e : c->after & ~(uint64_t)0xff,
+                            UFFDMM_PAGE_FILLING, UFFDMM_ENTRY_BUSY);
+    if (!entry_cas(&r->entries[pfn], e, c->filling)) {
+        c->kind = CLAIM_NONE;
+        return false;
+    }
+    if (entry_state(e) == UFFDMM_PAGE_DISCARDED) {
+        vm_free_slot(vm, e);
+    } else if (entry_state(e) == UFFDMM_PAGE_STORED) {
+        vm_count_stored(vm, e, -1);
+    }
+    return true;
+}
+
+/* Gives a claimed page back as it was; a discard that came meanwhile stays. */
+static void unclaim(struct window *w, uint32_t i)
+{
+    struct claim *c = &w->claims[i];
+    entry_t *p = &w->shard->region->entries[w->pfn + i];
+
+    if (!entry_cas(p, c->filling, c->before)) {
+        entry_clear_busy(p);
+    } else if (entry_state(c->before) == UFFDMM_PAGE_STORED) {
+        vm_count_stored(w->shard->region->vm, c->before, 1);
+    }
+    c->kind = CLAIM_NONE;
+}
+
+/* Page @i is in memory: says so in the table. */
+static void settle(struct window *w, uint32_t i)
+{
+    struct region *r = w->shard->region;
+    struct claim *c = &w->claims[i];
+    uint64_t pfn = w->pfn + i;
+    entry_t *p = &r->entries[pfn];
+
+    r->ages[pfn] = AGE_NEW;
+    if (!entry_cas(p, c->filling, c->after)) {
+        uint64_t e = entry_load(p);
+
+        vm_free_slot(r->vm, e);
+        atomic_store_explicit(
+            p, entry_make(UFFDMM_PAGE_RESIDENT, UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e), 0),
+            memory_order_release);
+    }
+    queue_push(r->vm, &r->blocks[pfn / BLOCK_PAGES]);
+    c->kind = CLAIM_NONE;
+}
+
+/* True when the bytes of page @i in the buffer are those that were stored. */
+static bool verify(const struct window *w, uint32_t i)
+{
+    const struct region *r = w->shard->region;
+    uint64_t pfn = w->pfn + i;
+
+    return store_checksum(page_buffer(w->shard, i), r->id, pfn,
+                          entry_gen(w->claims[i].filling)) == r->records[pfn];
+}
+
+/* Reads one page again, alone: a damaged transfer heals, a damaged slot does not. */
+static bool read_again(const struct window *w, uint32_t i)
+{
+    struct shard *sh = w->shard;
+    struct vm *vm = sh->region->vm;
+    uint64_t slot = entry_slot(w->claims[i].filling);
+    struct iovec iov = {.iov_base = page_buffer(sh, i), .iov_len = PAGE_SIZE_4K};
+    struct io_request req;
+
+    for (int n = 0; n < READ_RETRIES; n++) {
+        req = store_request(&vm->store, false, &iov, 1, slot, PAGE_SIZE_4K);
+        if (store_run(&vm->store, &sh->io, &req, 1, READ_SPIN_NS) == 0 && verify(w, i)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Reads all claimed pages that are in slots and checks them. */
+static void read_slots(struct window *w)
+{
+    static uint64_t logged;
+    struct shard *sh = w->shard;
+    struct region *r = sh->region;
+    struct vm *vm = r->vm;
+    struct io_request reqs[IO_DEPTH];
+    struct iovec iovs[IO_DEPTH];
+    uint32_t firsts[IO_DEPTH];
+    uint32_t i = 0;
+    int nr = 0;
+
+    while (i < w->nr) {
+        uint64_t slot;
+        uint32_t n = 1;
+
+        if (w->claims[i].kind != CLAIM_FILE) {
+            i++;
+            continue;
+        }
+        slot = entry_slot(w->claims[i].filling);
+        while (i + n < w->nr && w->claims[i + n].kind == CLAIM_FILE &&
+               entry_slot(w->claims[i + n].filling) == slot + n) {
+            n++;
+        }
+        iovs[nr] = (struct iovec){.iov_base = page_buffer(sh, i),
+                                  .iov_len = (size_t)n * PAGE_SIZE_4K};
+        reqs[nr] = store_request(&vm->store, false, &iovs[nr], 1, slot, iovs[nr].iov_len);
+        firsts[nr++] = i;
+        i += n;
+    }
+    if (!nr) {
+        return;
+    }
+    store_run(&vm->store, &sh->io, reqs, nr, READ_SPIN_NS);
+    for (int k = 0; k < nr; k++) {
+        uint32_t n = (uint32_t)(reqs[k].length / PAGE_SIZE_4K);
+
+        for (i = firsts[k]; i < firsts[k] + n; i++) {
+            uint64_t slot = entry_slot(w->claims[i].filling);
+
+            w->claims[i].ready = reqs[k].result == 0 && verify(w, i);
+            if (!w->claims[i].ready && !i) {
+                w->claims[i].ready = read_again(w, i);
+            }
+            if (w->claims[i].ready) {
+                continue;
+            }
+            if (reqs[k].result == 0) {
+                stats_add(&vm->stats->checksum_errors, 1);
+            }
+            if (!i && log_ratelimit(&logged, NSEC_PER_SEC)) {
+                log_error(
+                    "region %s: page %llu cannot be read from tier file slot %llu of %s/%s: "
+                    "%s; the guest waits for it, and goes on when the store is repaired",
+                    r->name, (unsigned long long)w->pfn, (unsigned long long)slot,
+                    vm->store.dir, vm->store.file,
+                    reqs[k].result ? strerror(-reqs[k].result) : "checksum mismatch");
+            }
+            unclaim(w, i);
+        }
+    }
+}
+
+/*
+ * Puts claimed pages [@i, @end), all data or all zero, into guest memory.
+ * SERVED when each is in place, else why page @i and those behind it are not.
+ */
+static enum serve_outcome install_run(struct window *w, uint32_t i, uint32_t end,
+                                      bool zero)
+{
+    static uint64_t logged;
+    struct shard *sh = w->shard;
+    struct region *r = sh->region;
+    enum serve_outcome result = SERVED;
+    unsigned tries = 0;
+
+    while (i < end) {
+        uint64_t addr = page_addr(r, w->pfn + i);
+        size_t len = (size_t)(end - i) * PAGE_SIZE_4K, done = 0;
+        enum uffd_outcome out =
+            zero ? uffd_zero(sh->uffd, addr, len, &done)
+                 : uffd_copy(sh->uffd, addr, page_buffer(sh, i), len, &done);
+
+        for (size_t n = done / PAGE_SIZE_4K; n; n--) {
+            settle(w, i++);
+            atomic_fetch_add_explicit(&r->vm->resident, 1, memory_order_relaxed);
+        }
+        if (out == UFFD_DONE) {
+            break;
+        }
+        if (out == UFFD_PRESENT && !done) {
+            /* memory has the page: memory wins, and who waits looks again */
+            settle(w, i);
+            uffd_wake(sh->uffd, page_addr(r, w->pfn + i), PAGE_SIZE_4K);
+            i++;
+        } else if (out == UFFD_AGAIN || done) {
+            if (!done && ++tries > 50) {
+                result = AGAIN_SOON;
+                break;
+            }
+        } else {
+            result = out == UFFD_GONE ? GONE : AGAIN_STORE;
+            if (out == UFFD_ERROR && log_ratelimit(&logged, NSEC_PER_SEC)) {
+                log_error("region %s: page %llu cannot be put in place: %s", r->name,
+                          (unsigned long long)(w->pfn + i), strerror(errno));
+            }
+            break;
+        }
+    }
+    while (i < end) {
+        if (w->claims[i].kind != CLAIM_NONE) {
+            unclaim(w, i);
+        }
+        i++;
+    }
+    return result;
+}
+
+static void fill_word(void *page, uint64_t word)
+{
+    uint64_t *p = page;
+
+    for (size_t i = 0; i < PAGE_SIZE_4K / sizeof(word); i++) {
+        p[i] = word;
+    }
+}
+
+enum serve_outcome fill_pages(struct shard *sh, uint64_t pfn, uint32_t max,
+                              uint64_t *next)
+{
+    struct region *r = sh->region;
+    struct vm *vm = r->vm;
+    struct window w = {.shard = sh, .pfn = pfn};
+    enum serve_outcome first = SERVED;
+    bool from_slot, had_errors;
+    uint32_t i, end;
+
+    if (!claim_page(&w, 0, max)) {
+        *next = pfn;
+        return entry_state(entry_load(&r->entries[pfn])) == UFFDMM_PAGE_LOST ? BLOCKED
+                                                                             : AGAIN_SOON;
+    }
+    w.nr = 1;
+    while (w.nr < max && pfn + w.nr < sh->end) {
+        claim_page(&w, w.nr, max);
+        w.nr++;
+    }
+    *next = pfn + w.nr;
+    from_slot = w.claims[0].kind == CLAIM_FILE;
+
+    read_slots(&w);
+    if (w.claims[0].kind == CLAIM_NONE) {
+        first = AGAIN_STORE;
+        stats_set(&vm->stats->state, UFFDMM_WORKER_STORE_ERROR);
+    }
+    had_errors = first == AGAIN_STORE;
+    for (i = 0; i < w.nr; i = end) {
+        bool zero = w.claims[i].kind == CLAIM_ZERO;
+        enum serve_outcome out;
+
+        end = i + 1;
+        if (w.claims[i].kind == CLAIM_NONE) {
+            continue;
+        }
+        if (w.claims[i].kind == CLAIM_WORD) {
+            fill_word(page_buffer(sh, i), r->records[pfn + i]);
+        }
+        while (end < w.nr && w.claims[end].kind != CLAIM_NONE &&
+               (w.claims[end].kind == CLAIM_ZERO) == zero) {
+            if (w.claims[end].kind == CLAIM_WORD) {
+                fill_word(page_buffer(sh, end), r->records[pfn + end]);
+            }
+            end++;
+        }
+        if (i) {
+            stats_add(&vm->stats->readahead_in, end - i);
+        } else if (end > 1) {
+            stats_add(&vm->stats->readahead_in, end - 1);
+        }
+        out = install_run(&w, i, end, zero);
+        if (!i) {
+            first = out;
+        }
+        if (out == GONE) {
+            first = GONE;
+        }
+    }
+    if (first == SERVED) {
+        stats_add(from_slot ? &vm->stats->faults_store : &vm->stats->faults_zero, 1);
+        if (from_slot && !had_errors &&
+            stats_get(&vm->stats->state) == UFFDMM_WORKER_STORE_ERROR) {
+            stats_set(&vm->stats->state, UFFDMM_WORKER_RUNNING);
+        }
+    }
+    return first;
+}

@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Command-line parsing, after QEMU's backend program conventions. */
+#include "options.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "config.h"
+#include "log.h"
+#include "uffdmm/protocol.h"
+
+static const char usage_text[] =
+    "Usage: uffdmm-manager (--socket-path PATH | --fd N) --store file:DIR[,size=SIZE] [OPTION]...\n"
+    "Serves, evicts and stores the memory of QEMU virtual machines.\n"
+    "\n"
+    "  --socket-path PATH    listen on this UNIX socket\n"
+    "  --fd N                listen on this inherited socket instead\n"
+    "  --store file:DIR[,size=SIZE]\n"
+    "                        keep evicted pages in one volume a VM in directory DIR;\n"
+    "                        SIZE bounds each volume (default: what its RAM needs)\n"
+    "  --limit SIZE|N%       default limit of a VM's resident memory (default: none)\n"
+    "  --readahead N         largest read-ahead window in pages, 1 to 64 (default 64)\n"
+    "  --spin-max-us N       longest busy wait for the next fault (default 50)\n"
+    "  --allow-uid UID       accept QEMU processes of this user too; may be repeated\n"
+    "  --no-tracking         evict in order of arrival, without access history\n"
+    "  --log-level LEVEL     error, warn, info or debug (default info)\n"
+    "  --print-capabilities  print JSON about this program and exit\n"
+    "  --version, --help\n"
+    "\n"
+    "Sizes are bytes, or have a suffix K, M, G, T (powers of 1024).\n";
+
+bool options_parse_size(const char *text, uint64_t *bytes)
+{
+    static const char suffixes[] = "KMGT";
+    unsigned long long v;
+    const char *s;
+    char *end;
+
+    if (*text < '0' || *text > '9') {
+        return false;
+    }
+    errno = 0;
+    v = strtoull(text, &end, 10);
+    if (errno) {
+        return false;
+    }
+    if (*end) {
+        unsigned shift;
+
+        s = strchr(suffixes, *end >= 'a' ? *end - 'a' + 'A' : *end);
+        if (!s || !*s) {
+            return false;
+        }
+        shift = 10 * (unsigned)(s - suffixes + 1);
+        end++;
+        if (*end && strcmp(end, "B") != 0 && strcmp(end, "iB") != 0) {
+            return false;
+        }
+        if (v > UINT64_MAX >> shift) {
+            return false;
+        }
+        v <<= shift;
+    }
+    *bytes = v;
+    return true;
+}
+
+static bool parse_number(const char *name, const char *text, uint64_t min, uint64_t max,
+                         uint64_t *out)
+{
+    char *end;
+    unsigned long long v;
+
+    errno = 0;
+    v = strtoull(text, &end, 10);
+    if (errno || *end || *text < '0' || *text > '9' || v < min || v > max) {
+        fprintf(stderr, "uffdmm-manager: %s '%s' is not a number from %llu to %llu\n",
+                name, text, (unsigned long long)min, (unsigned long long)max);
+        return false;
+    }
+    *out = v;
+    return true;
+}
+
+/* file:DIR[,size=SIZE] */
+static bool parse_store(struct options *o, const char *text)
+{
+    const char *comma;
+    size_t len;
+
+    if (strncmp(text, "file:", 5) != 0) {
+        fprintf(stderr,
+                "uffdmm-manager: --store '%s' names no store: use file:DIR[,size=SIZE]\n",
+                text);
+        return false;
+    }
+    text += 5;
+    comma = strchr(text, ',');
+    len = comma ? (size_t)(comma - text) : strlen(text);
+    if (!len || len >= sizeof(o->store_dir)) {
+        fprintf(stderr, "uffdmm-manager: --store file: needs a directory\n");
+        return false;
+    }
+    memcpy(o->store_dir, text, len);
+    o->store_dir[len] = '\0';
+    if (comma && (strncmp(comma, ",size=", 6) != 0 ||
+                  !options_parse_size(comma + 6, &o->store_bytes) || !o->store_bytes)) {
+        fprintf(
+            stderr,
+            "uffdmm-manager: --store option '%s' is not size=SIZE, for example size=4G\n",
+            comma + 1);
+        return false;
+    }
+    return true;
+}
+
+static bool parse_limit(struct options *o, const char *text)
+{
+    size_t len = strlen(text);
+
+    if (len && text[len - 1] == '%') {
+        char number[8] = "";
+        uint64_t v;
+
+        if (len <= sizeof(number)) {
+            memcpy(number, text, len - 1);
+        }
+        if (!parse_number("--limit percentage", number, 1, 100, &v)) {
+            return false;
+        }
+        o->limit_percent = (unsigned)v;
+        return true;
+    }
+    if (!options_parse_size(text, &o->limit_bytes) || !o->limit_bytes) {
+        fprintf(
+            stderr,
+            "uffdmm-manager: --limit '%s' is neither a size (512M) nor a percentage (50%%)\n",
+            text);
+        return false;
+    }
+    return true;
+}
+
+static bool parse_level(const char *text)
+{
+    static const struct {
+        const char *name;
+        enum log_level level;
+    } levels[] = {
+        {"error", LOG_LEVEL_ERROR},
+        {"warn", LOG_LEVEL_WARN},
+        {"info", LOG_LEVEL_INFO},
+        {"debug", LOG_LEVEL_DEBUG},
+    };
+
+    for (size_t i = 0; i < sizeof(levels) / sizeof(levels[0]); i++) {
+        if (!strcmp(text, levels[i].name)) {
+            log_set_level(levels[i].level);
+            return true;
+        }
+    }
+    fprintf(stderr,
+            "uffdmm-manager: --log-level '%s' is not error, warn, info or debug\n", text);
+    return false;
+}
+
+enum {
+    OPT_SOCKET = 256,
+    OPT_FD,
+    OPT_STORE,
+    OPT_LIMIT,
+    OPT_READAHEAD,
+    OPT_SPIN,
+    OPT_UID,
+    OPT_NO_TRACKING,
+    OPT_LEVEL,
+    OPT_CAPABILITIES,
+    OPT_VERSION,
+    OPT_HELP
+};
+
+static const struct option long_options[] = {
+    {"socket-path", required_argument, NULL, OPT_SOCKET},
+    {"fd", required_argument, NULL, OPT_FD},
+    {"store", required_argument, NULL, OPT_STORE},
+    {"limit", required_argument, NULL, OPT_LIMIT},
+    {"readahead", required_argument, NULL, OPT_READAHEAD},
+    {"spin-max-us", required_argument, NULL, OPT_SPIN},
+    {"allow-uid", required_argument, NULL, OPT_UID},
+    {"no-tracking", no_argument, NULL, OPT_NO_TRACKING},
+    {"log-level", required_argument, NULL, OPT_LEVEL},
+    {"print-capabilities", no_argument, NULL, OPT_CAPABILITIES},
+    {"version", no_argument, NULL, OPT_VERSION},
+    {"help", no_argument, NULL, OPT_HELP},
+    {NULL, 0, NULL, 0},
+};
+
+/* One option; false after an error was printed. */
+static bool parse_one(struct options *o, int opt, const char *arg)
+{
+    uint64_t v;
+
+    switch (opt) {
+    case OPT_SOCKET:
+        o->socket_path = arg;
+        return true;
+    case OPT_FD:
+        if (!parse_number("--fd", arg, 0, 1 << 20, &v)) {
+            return false;
+        }
+        o->fd = (int)v;
+        return true;
+    case OPT_STORE:
+        return parse_store(o, arg);
+    case OPT_LIMIT:
+        return parse_limit(o, arg);
+    case OPT_READAHEAD:
+        if (!parse_number("--readahead", arg, 1, WINDOW_MAX, &v)) {
+            return false;
+        }
+        o->readahead_pages = (unsigned)v;
+        return true;
+    case OPT_SPIN:
+        if (!parse_number("--spin-max-us", arg, 0, 10000, &v)) {
+            return false;
+        }
+        o->spin_max_ns = v * 1000;
+        return true;
+    case OPT_UID:
+        if (o->nr_uids == OPTIONS_UIDS_MAX) {
+            fprintf(stderr, "uffdmm-manager: --allow-uid more than %d times\n",
+                    OPTIONS_UIDS_MAX);
+            return false;
+        }
+        if (!parse_number("--allow-uid", arg, 0, UINT32_MAX - 1, &v)) {
+            return false;
+        }
+        o->uids[o->nr_uids++] = (uid_t)v;
+        return true;
+    case OPT_NO_TRACKING:
+        o->tracking = false;
+        return true;
+    case OPT_LEVEL:
+        return parse_level(arg);
+    default:
+        return false; /* getopt has said what is wrong */
+    }
+}
+
+enum options_outcome options_parse(struct options *o, int argc, char **argv)
+{
+    int opt;
+
+    memset(o, 0, sizeof(*o));
+    o->fd = -1;
+    o->readahead_pages = WINDOW_MAX;
+    o->spin_max_ns = 50 * 1000;
+    o->tracking = true;
+
+    while ((opt = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+        switch (opt) {
+        case OPT_CAPABILITIES:
+            printf("{\n  \"type\": \"uffdmm\",\n  \"features\": [\"store-file\"],\n"
+                   "  \"protocol-version\": %d,\n  \"protocol-min-version\": %d\n}\n",
+                   UFFDMM_VERSION, UFFDMM_MIN_VERSION);
+            return OPTIONS_EXIT_OK;
+        case OPT_VERSION:
+            printf("uffdmm-manager %s\n", UFFDMM_PROGRAM_VERSION);
+            return OPTIONS_EXIT_OK;
+        case OPT_HELP:
+            fputs(usage_text, stdout);
+            return OPTIONS_EXIT_OK;
+        default:
+            if (!parse_one(o, opt, optarg)) {
+                return OPTIONS_EXIT_USAGE;
+            }
+        }
+    }
+    if (optind < argc) {
+        fprintf(stderr, "uffdmm-manager: unexpected argument '%s'; see --help\n",
+                argv[optind]);
+        return OPTIONS_EXIT_USAGE;
+    }
+    if ((o->socket_path != NULL) == (o->fd >= 0)) {
+        fprintf(stderr,
+                "uffdmm-manager: exactly one of --socket-path and --fd is needed\n");
+        return OPTIONS_EXIT_USAGE;
+    }
+    if (!o->store_dir[0]) {
+        fprintf(stderr,
+                "uffdmm-manager: --store is missing: say where evicted pages go, for "
+                "example --store file:/var/lib/uffdmm\n");
+        return OPTIONS_EXIT_USAGE;
+    }
+    return OPTIONS_RUN;
+}

@@ -1,0 +1,465 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "region.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "fault.h"
+#include "evict_io.h"
+#include "log.h"
+#include "queue.h"
+
+/* 64 TiB: more than any machine, and page numbers times 8 stay far from overflow. */
+#define REGION_MAX_BYTES (1ULL << 46)
+
+static uint64_t page_align(uint64_t v)
+{
+    return (v + PAGE_SIZE_4K - 1) & ~(uint64_t)(PAGE_SIZE_4K - 1);
+}
+
+/* A sealed memfd of fixed size; negative errno on failure. */
+static int sealed_memfd(const char *name, uint64_t size)
+{
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int ret;
+
+    if (fd < 0) {
+        return -errno;
+    }
+    if (ftruncate(fd, (off_t)size) < 0 ||
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
+        ret = -errno;
+        close(fd);
+        return ret;
+    }
+    return fd;
+}
+
+/* Creates and maps the page-state table, all pages EMPTY. */
+static int table_create(struct region *r)
+{
+    uint64_t entries = PAGE_SIZE_4K;
+    uint64_t records = entries + page_align(r->nr_pages * sizeof(uint64_t));
+    uint64_t ages = records + page_align(r->nr_pages * sizeof(uint64_t));
+    void *map;
+
+    r->table_size = ages + page_align(r->nr_pages);
+    r->table_fd = sealed_memfd("uffdmm-table", r->table_size);
+    if (r->table_fd < 0) {
+        return r->table_fd;
+    }
+    map = mmap(NULL, r->table_size, PROT_READ | PROT_WRITE, MAP_SHARED, r->table_fd, 0);
+    if (map == MAP_FAILED) {
+        return -errno;
+    }
+    r->table = map;
+    r->header = map;
+    r->entries = (entry_t *)(void *)((char *)map + entries);
+    r->records = (uint64_t *)(void *)((char *)map + records);
+    r->ages = (uint8_t *)map + ages;
+    *r->header = (struct uffdmm_table_header){
+        .magic = UFFDMM_TABLE_MAGIC,
+        .version = UFFDMM_TABLE_VERSION,
+        .page_size = PAGE_SIZE_4K,
+        .nr_pages = r->nr_pages,
+        .entries_offset = entries,
+        .records_offset = records,
+        .ages_offset = ages,
+        .region_state = UFFDMM_REGION_LIVE,
+        .region_id = r->id,
+    };
+    for (uint64_t pfn = 0; pfn < r->nr_pages; pfn++) {
+        atomic_init(&r->entries[pfn], entry_make(UFFDMM_PAGE_EMPTY, 0, 0, 0, 0));
+    }
+    return 0;
+}
+
+static int blocks_create(struct region *r)
+{
+    r->nr_blocks = (uint32_t)((r->nr_pages + BLOCK_PAGES - 1) / BLOCK_PAGES);
+    r->blocks = calloc(r->nr_blocks, sizeof(*r->blocks));
+    if (!r->blocks) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < r->nr_blocks; i++) {
+        r->blocks[i].region = r;
+        r->blocks[i].index = i;
+    }
+    return 0;
+}
+
+static void region_free(struct region *r)
+{
+    for (unsigned i = 0; i < r->nr_shards; i++) {
+        fault_release(&r->shards[i]);
+    }
+    if (r->table) {
+        munmap(r->table, r->table_size);
+    }
+    if (r->table_fd >= 0) {
+        close(r->table_fd);
+    }
+    if (r->memfd >= 0) {
+        close(r->memfd);
+    }
+    if (r->pagemap_fd >= 0) {
+        close(r->pagemap_fd);
+    }
+    free(r->blocks);
+    free(r);
+}
+
+static int check_request(const struct vm *vm, const struct uffdmm_region_create *req,
+                         char *err, size_t err_len)
+{
+    if (req->page_size != PAGE_SIZE_4K) {
+        snprintf(err, err_len, "page size %llu is not supported: use 4096",
+                 (unsigned long long)req->page_size);
+        return -EINVAL;
+    }
+    if (!req->size || req->size % PAGE_SIZE_4K || req->size > REGION_MAX_BYTES) {
+        snprintf(err, err_len,
+                 "size %llu of region '%s' is not a multiple of 4096 from 4096 to %llu",
+                 (unsigned long long)req->size, req->name,
+                 (unsigned long long)REGION_MAX_BYTES);
+        return -EINVAL;
+    }
+    if (req->nr_shards < 1 || req->nr_shards > UFFDMM_SHARDS_MAX ||
+        req->size / PAGE_SIZE_4K < req->nr_shards) {
+        snprintf(err, err_len, "%u shards for region '%s': use 1 to %d", req->nr_shards,
+                 req->name, UFFDMM_SHARDS_MAX);
+        return -EINVAL;
+    }
+    if (req->flags) {
+        snprintf(err, err_len, "flags %#x of region '%s' are unknown to this manager",
+                 req->flags, req->name);
+        return -EINVAL;
+    }
+    for (unsigned i = 0; i < UFFDMM_REGIONS_MAX; i++) {
+        if (vm->regions[i] && !strcmp(vm->regions[i]->name, req->name)) {
+            snprintf(err, err_len,
+                     "VM '%s' has a region '%s' already: give the backend another id",
+                     vm->name, req->name);
+            return -EEXIST;
+        }
+    }
+    return 0;
+}
+
+static int free_index(const struct vm *vm)
+{
+    for (int i = 0; i < UFFDMM_REGIONS_MAX; i++) {
+        if (!vm->regions[i]) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+static void lock_regions(struct vm *vm)
+{
+    atomic_store(&vm->regions_wanted, true);
+    pthread_rwlock_wrlock(&vm->regions_lock);
+    atomic_store(&vm->regions_wanted, false);
+}
+
+int region_create(struct vm *vm, const struct uffdmm_region_create *req,
+                  struct region **out, char *err, size_t err_len)
+{
+    struct region *r;
+    int index, ret;
+
+    ret = check_request(vm, req, err, err_len);
+    if (ret) {
+        return ret;
+    }
+    index = free_index(vm);
+    if (index < 0) {
+        snprintf(err, err_len, "VM '%s' has %d regions already, the most there can be",
+                 vm->name, UFFDMM_REGIONS_MAX);
+        return -ENOSPC;
+    }
+    r = calloc(1, sizeof(*r));
+    if (!r) {
+        snprintf(err, err_len, "no memory for region '%s'", req->name);
+        return -ENOMEM;
+    }
+    r->vm = vm;
+    r->id = (uint32_t)index;
+    r->memfd = r->table_fd = r->pagemap_fd = r->link_fd = -1;
+    snprintf(r->name, sizeof(r->name), "%s", req->name);
+    r->size = req->size;
+    r->nr_pages = req->size / PAGE_SIZE_4K;
+    r->nr_shards = req->nr_shards;
+    for (unsigned i = 0; i < r->nr_shards; i++) {
+        r->shards[i].region = r;
+        r->shards[i].uffd = -1;
+        r->shards[i].cpu = -1;
+        r->shards[i].first = i * r->nr_pages / r->nr_shards;
+        r->shards[i].end = (i + 1) * r->nr_pages / r->nr_shards;
+    }
+    r->memfd = sealed_memfd("uffdmm-ram", r->size);
+    ret = r->memfd < 0 ? r->memfd : table_create(r);
+    if (!ret) {
+        ret = blocks_create(r);
+    }
+    for (unsigned i = 0; !ret && i < r->nr_shards; i++) {
+        ret = fault_prepare(&r->shards[i]);
+    }
+    if (ret) {
+        snprintf(err, err_len, "cannot set up region '%s' of %llu MiB: %s", r->name,
+                 (unsigned long long)(r->size >> 20), strerror(-ret));
+        region_free(r);
+        return ret;
+    }
+    lock_regions(vm);
+    vm->regions[index] = r;
+    pthread_rwlock_unlock(&vm->regions_lock);
+    stats_add(&vm->stats->nr_regions, 1);
+    stats_add(&vm->stats->ram_bytes, r->size);
+    stats_add(&vm->stats->table_bytes, r->table_size);
+    *out = r;
+    return 0;
+}
+
+/* True when descriptor @fd is what its link in /proc says it must be. */
+static bool fd_is(int fd, const char *what)
+{
+    char path[64], target[PATH_MAX];
+    ssize_t n;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    n = readlink(path, target, sizeof(target) - 1);
+    if (n < 0) {
+        return false;
+    }
+    target[n] = '\0';
+    return strcmp(target, what) == 0;
+}
+
+static int check_attach(const struct region *r, const struct uffdmm_region_attach *req,
+                        int pagemap_fd, const int *uffds, char *err, size_t err_len)
+{
+    char pagemap[64];
+
+    if (r->attached) {
+        snprintf(err, err_len, "region '%s' is attached already", r->name);
+        return -EEXIST;
+    }
+    if (req->region_id != r->id || req->size != r->size ||
+        req->nr_shards != r->nr_shards) {
+        snprintf(
+            err, err_len,
+            "attach names region %u of %llu bytes in %u shards, created was %u of %llu in %u",
+            req->region_id, (unsigned long long)req->size, req->nr_shards, r->id,
+            (unsigned long long)r->size, r->nr_shards);
+        return -EINVAL;
+    }
+    if (!req->base || req->base % PAGE_SIZE_4K || req->base > UINT64_MAX - req->size) {
+        snprintf(err, err_len,
+                 "base address %#llx of region '%s' is not page-aligned or too high",
+                 (unsigned long long)req->base, r->name);
+        return -EINVAL;
+    }
+    for (unsigned i = 0; i < UFFDMM_REGIONS_MAX; i++) {
+        const struct region *o = r->vm->regions[i];
+
+        if (o && o->attached && req->base < o->base + o->size &&
+            o->base < req->base + req->size) {
+            snprintf(err, err_len, "region '%s' at %#llx overlaps region '%s'", r->name,
+                     (unsigned long long)req->base, o->name);
+            return -EINVAL;
+        }
+    }
+    snprintf(pagemap, sizeof(pagemap), "/proc/%d/pagemap", (int)r->vm->qemu_pid);
+    if (!fd_is(pagemap_fd, pagemap)) {
+        snprintf(err, err_len, "the first descriptor of an attach must be %s", pagemap);
+        return -EBADF;
+    }
+    for (unsigned i = 0; i < r->nr_shards; i++) {
+        if (!fd_is(uffds[i], "anon_inode:[userfaultfd]")) {
+            snprintf(err, err_len, "descriptor %u of the attach is not a userfaultfd",
+                     i + 1);
+            return -EBADF;
+        }
+    }
+    return 0;
+}
+
+/*
+ * Invariant 4 of docs/architecture.md: present pages RESIDENT, then unprotect,
+ * then wake.  On a first attach memory is empty unless QEMU wrote before it
+ * registered, and both calls prove that each userfaultfd covers its slice.
+ */
+static int adopt_memory(struct region *r, char *err, size_t err_len)
+{
+    off_t pos = 0;
+
+    while ((pos = lseek(r->memfd, pos, SEEK_DATA)) >= 0) {
+        off_t end = lseek(r->memfd, pos, SEEK_HOLE);
+
+        for (uint64_t pfn = (uint64_t)pos / PAGE_SIZE_4K;
+             pfn < (uint64_t)end / PAGE_SIZE_4K; pfn++) {
+            atomic_store(&r->entries[pfn], entry_make(UFFDMM_PAGE_RESIDENT, 0, 0, 0, 0));
+            queue_push(r->vm, &r->blocks[pfn / BLOCK_PAGES]);
+        }
+        pos = end;
+    }
+    for (unsigned i = 0; i < r->nr_shards; i++) {
+        struct shard *sh = &r->shards[i];
+        size_t len = (size_t)(sh->end - sh->first) * PAGE_SIZE_4K;
+
+        if (uffd_wp(sh->uffd, page_addr(r, sh->first), len, false) != UFFD_DONE ||
+            uffd_wake(sh->uffd, page_addr(r, sh->first), len) != UFFD_DONE) {
+            int ret = -errno;
+
+            snprintf(
+                err, err_len,
+                "userfaultfd %u does not cover its slice of region '%s' for missing pages and "
+                "write protection: %s",
+                i, r->name, strerror(-ret));
+            return ret;
+        }
+    }
+    return 0;
+}
+
+static void detach(struct region *r)
+{
+    struct vm *vm = r->vm;
+
+    for (unsigned i = 0; i < r->nr_shards; i++) {
+        fault_stop(&r->shards[i]);
+    }
+    lock_regions(vm);
+    r->attached = false;
+    queue_remove_region(vm, r);
+    pthread_rwlock_unlock(&vm->regions_lock);
+}
+
+int region_attach(struct region *r, const struct uffdmm_region_attach *req,
+                  int pagemap_fd, const int *uffds, char *err, size_t err_len)
+{
+    int ret = check_attach(r, req, pagemap_fd, uffds, err, err_len);
+
+    if (ret) {
+        close(pagemap_fd);
+        for (unsigned i = 0; i < req->nr_shards && i < UFFDMM_SHARDS_MAX; i++) {
+            close(uffds[i]);
+        }
+        return ret;
+    }
+    r->base = req->base;
+    r->pagemap_fd = pagemap_fd;
+    for (unsigned i = 0; i < r->nr_shards; i++) {
+        r->shards[i].uffd = uffds[i];
+        /* a blocking userfaultfd answers poll() with an error */
+        if (fcntl(uffds[i], F_SETFL, O_NONBLOCK) < 0) {
+            ret = -errno;
+            snprintf(err, err_len, "cannot make userfaultfd %u non-blocking: %s", i,
+                     strerror(-ret));
+        }
+    }
+    if (!ret) {
+        ret = adopt_memory(r, err, err_len);
+    }
+    for (unsigned i = 0; !ret && i < r->nr_shards; i++) {
+        ret = fault_start(&r->shards[i]);
+        if (ret) {
+            snprintf(err, err_len, "cannot start a fault thread: %s", strerror(-ret));
+        }
+    }
+    if (ret) {
+        detach(r);
+        return ret;
+    }
+    lock_regions(r->vm);
+    r->attached = true;
+    pthread_rwlock_unlock(&r->vm->regions_lock);
+    return 0;
+}
+
+void region_destroy(struct region *r)
+{
+    struct vm *vm = r->vm;
+
+    detach(r);
+    lock_regions(vm);
+    vm->regions[r->id] = NULL;
+    pthread_rwlock_unlock(&vm->regions_lock);
+    for (uint64_t pfn = 0; pfn < r->nr_pages; pfn++) {
+        uint64_t e = entry_load(&r->entries[pfn]);
+
+        /* no thread works on the region any more: no slot is being written */
+        if (entry_state(e) == UFFDMM_PAGE_STORED) {
+            vm_count_stored(vm, e, -1);
+        }
+        vm_free_slot(vm, e & ~(uint64_t)UFFDMM_ENTRY_WRITING);
+    }
+    stats_add(&vm->stats->nr_regions, (uint64_t)-1);
+    stats_add(&vm->stats->ram_bytes, (uint64_t)-r->size);
+    stats_add(&vm->stats->table_bytes, (uint64_t)-r->table_size);
+    region_free(r);
+    vm_sync_resident(vm);
+}
+
+bool region_range_ok(const struct region *r, uint64_t offset, uint64_t length)
+{
+    return length && !(offset % PAGE_SIZE_4K) && !(length % PAGE_SIZE_4K) &&
+           length <= r->size && offset <= r->size - length;
+}
+
+uint64_t region_discarded(struct region *r, uint64_t offset, uint64_t length)
+{
+    uint64_t pages = 0;
+
+    for (uint64_t pfn = offset / PAGE_SIZE_4K; pfn < (offset + length) / PAGE_SIZE_4K;
+         pfn++) {
+        uint64_t e = entry_load(&r->entries[pfn]);
+
+        /* busy or being written: whoever is at it cleans up, or the next fault does */
+        if (entry_state(e) != UFFDMM_PAGE_DISCARDED || entry_busy(e) ||
+            (e & UFFDMM_ENTRY_WRITING)) {
+            continue;
+        }
+        /*
+         * The message comes after QEMU's punch, so the page is a hole, unless
+         * it was touched and discarded again since: then the punch of the new
+         * discard is still to come, hence MAYHOLE.
+         */
+        if (entry_cas(&r->entries[pfn], e,
+                      entry_make(UFFDMM_PAGE_EMPTY, UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e),
+                                 0))) {
+            vm_free_slot(r->vm, e);
+            pages++;
+        }
+    }
+    stats_add(&r->vm->stats->discarded, pages);
+    return pages;
+}
+
+void region_recount(struct vm *vm)
+{
+    int64_t slot = 0, zero = 0;
+
+    for (unsigned k = 0; k < UFFDMM_REGIONS_MAX; k++) {
+        struct region *r = vm->regions[k];
+
+        for (uint64_t pfn = 0; r && pfn < r->nr_pages; pfn++) {
+            uint64_t e = entry_load(&r->entries[pfn]);
+
+            if (entry_state(e) == UFFDMM_PAGE_STORED) {
+                slot += entry_tier(e) != UFFDMM_TIER_ZERO;
+                zero += entry_tier(e) == UFFDMM_TIER_ZERO;
+            }
+        }
+    }
+    atomic_store(&vm->slot_pages, slot);
+    atomic_store(&vm->zero_pages, zero);
+}

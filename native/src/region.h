@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Regions of guest memory: creation, the moment when QEMU hands over its
+ * userfaultfds, and removal.  All of it is the main thread's.
+ */
+#ifndef UFFDMM_REGION_H
+#define UFFDMM_REGION_H
+
+#include <stddef.h>
+
+#include "vm.h"
+
+/*
+ * Creates memory and table for a region that QEMU asks for and adds it to the
+ * VM.  0, or a negative errno with one sentence for the user in @err.
+ */
+int region_create(struct vm *vm, const struct uffdmm_region_create *req,
+                  struct region **out, char *err, size_t err_len);
+
+/*
+ * Takes over the descriptors of an attach request (closed on failure) and
+ * starts serving.  0, or a negative errno with @err.
+ */
+int region_attach(struct region *r, const struct uffdmm_region_attach *req,
+                  int pagemap_fd, const int *uffds, char *err, size_t err_len);
+
+/* Stops serving, takes the region out of the VM, frees slots and memory. */
+void region_destroy(struct region *r);
+
+/*
+ * Frees what QEMU has discarded in the range, which must be inside the region.
+ * Returns the number of pages.
+ */
+uint64_t region_discarded(struct region *r, uint64_t offset, uint64_t length);
+
+/* True when page-aligned and inside the region. */
+bool region_range_ok(const struct region *r, uint64_t offset, uint64_t length);
+
+/* Counts the pages that are stored, from the tables. */
+void region_recount(struct vm *vm);
+
+#endif

@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Access history.
+ *
+ * Theory of operation.  QEMU's service thread drops the page-table entries of a
+ * window of guest memory (MADV_DONTNEED on a shared mapping: no data goes, and
+ * write protection survives as a marker in the table).  Whatever is touched
+ * afterwards, by the guest or by the host, gets an entry again at the cost of
+ * a minor fault.  A while later PAGEMAP_SCAN lists the pages that have
+ * one: those were in use.  Each page has an age: 0 when it was in use at the last scan, one
+ * more for each scan in which it was not.
+ *
+ * The faults cost the guest time, so history is only taken while the VM is
+ * being evicted from, and only as long as it says something: the evictor makes
+ * use of ages when pages in use at one scan were at least twice as likely in
+ * use at the next one as the others.  Random access over all of memory shows no such
+ * difference; then the next look comes after a pause that doubles.
+ */
+#include "track.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "conn.h"
+#include "log.h"
+#include "thread.h"
+#include "vm.h"
+
+/* Zapped at a time, so that QEMU's memory map is never busy for long. */
+#define ZAP_WINDOW (64ULL << 20)
+#define ZAP_TIMEOUT_NS (2 * NSEC_PER_SEC)
+
+#define SCAN_INTERVAL_MS 1000
+#define PROBE_INTERVAL_MAX_MS 32000
+
+/* Trimming goes on at most this often, and only when the store is quiet. */
+#define TRIM_INTERVAL_MS 1000
+
+/* Scans whose counts are too small tell nothing. */
+#define SAMPLE_MIN 256
+
+/* What one scan found: pages in memory, by whether they were in use before and now. */
+struct sample {
+    uint64_t was_used, was_used_again;
+    uint64_t was_idle, was_idle_used;
+};
+
+void track_zapped(struct region *r, uint64_t generation)
+{
+    atomic_store(&r->zap_done, generation);
+}
+
+/* Sleeps; false when the thread must end. */
+static bool pause_ms(struct vm *vm, int ms)
+{
+    struct pollfd pfd = {.fd = vm->background_fd, .events = POLLIN};
+
+    return poll(&pfd, 1, ms) == 0 && !atomic_load(&vm->stop);
+}
+
+/* Zaps the whole region, window by window; false when QEMU does not answer. */
+static bool zap(struct vm *vm, struct region *r)
+{
+    for (uint64_t off = 0; off < r->size; off += ZAP_WINDOW) {
+        uint64_t len = r->size - off < ZAP_WINDOW ? r->size - off : ZAP_WINDOW;
+        uint64_t generation = atomic_load(&r->zap_done) + 1;
+        struct uffdmm_range range = {
+            .region_id = r->id, .generation = generation, .offset = off, .length = len};
+        uint64_t deadline = clock_ns() + ZAP_TIMEOUT_NS;
+
+        if (r->link_fd < 0 || conn_send(r->link_fd, UFFDMM_MSG_ZAP, generation, 0, &range,
+                                        sizeof(range), NULL, 0)) {
+            return false;
+        }
+        stats_add(&vm->stats->zaps, 1);
+        while (atomic_load(&r->zap_done) != generation) {
+            /* the main thread must not wait for us: it is the one who reads QEMU's reply */
+            if (atomic_load(&vm->stop) || atomic_load(&vm->regions_wanted) ||
+                clock_ns() > deadline) {
+                return false;
+            }
+            usleep(200);
+        }
+    }
+    return true;
+}
+
+static bool in_memory(uint64_t e)
+{
+    unsigned state = entry_state(e);
+
+    return state == UFFDMM_PAGE_RESIDENT || state == UFFDMM_PAGE_CLEAN;
+}
+
+/* Pages [@from, @to) have not been touched. */
+static void age(struct region *r, uint64_t from, uint64_t to, struct sample *s)
+{
+    for (uint64_t pfn = from; pfn < to; pfn++) {
+        if (!in_memory(entry_load(&r->entries[pfn]))) {
+            continue;
+        }
+        if (r->ages[pfn] == AGE_NEW) {
+            r->ages[pfn] = 1;
+            continue;
+        }
+        if (r->ages[pfn] == 0) {
+            s->was_used++;
+        } else {
+            s->was_idle++;
+        }
+        if (r->ages[pfn] < AGE_MAX) {
+            r->ages[pfn]++;
+        }
+    }
+}
+
+/* Pages [@from, @to) have been touched. */
+static void rejuvenate(struct region *r, uint64_t from, uint64_t to, struct sample *s)
+{
+    for (uint64_t pfn = from; pfn < to; pfn++) {
+        if (r->ages[pfn] == 0) {
+            s->was_used++;
+            s->was_used_again++;
+        } else if (r->ages[pfn] != AGE_NEW) {
+            /* a page brought in since the last scan was mapped by that, not by its use */
+            s->was_idle++;
+            s->was_idle_used++;
+        }
+        r->ages[pfn] = 0;
+    }
+}
+
+/* Looks at every page of the region; 0 or a negative errno. */
+static int scan(struct vm *vm, struct region *r, struct sample *s)
+{
+    struct page_region vec[256];
+    uint64_t next = 0, touched = 0;
+    struct pm_scan_arg arg = {
+        .size = sizeof(arg),
+        .start = r->base,
+        .end = r->base + r->size,
+        .vec = (uint64_t)(uintptr_t)vec,
+        .vec_len = sizeof(vec) / sizeof(vec[0]),
+        .category_mask = PAGE_IS_PRESENT,
+        .return_mask = PAGE_IS_PRESENT,
+    };
+
+    while (arg.start < arg.end) {
+        int n = ioctl(r->pagemap_fd, PAGEMAP_SCAN, &arg);
+
+        if (n < 0) {
+            return -errno;
+        }
+        for (int i = 0; i < n; i++) {
+            uint64_t from = (vec[i].start - r->base) >> PAGE_SHIFT_4K;
+            uint64_t to = (vec[i].end - r->base) >> PAGE_SHIFT_4K;
+
+            age(r, next, from, s);
+            rejuvenate(r, from, to, s);
+            touched += to - from;
+            next = to;
+        }
+        if (arg.walk_end <= arg.start) {
+            break;
+        }
+        arg.start = arg.walk_end;
+    }
+    age(r, next, r->nr_pages, s);
+    stats_add(&vm->stats->scanned_pages, r->nr_pages);
+    stats_add(&vm->stats->touched_pages, touched);
+    return 0;
+}
+
+/* True when pages that were in use are at least twice as likely in use again. */
+static bool tells_apart(const struct sample *s)
+{
+    double again, anew;
+
+    if (s->was_used < SAMPLE_MIN || s->was_idle < SAMPLE_MIN) {
+        return false;
+    }
+    again = (double)s->was_used_again / (double)s->was_used;
+    anew = (double)s->was_idle_used / (double)s->was_idle;
+    return again > 2 * anew;
+}
+
+typedef bool region_fn(struct vm *vm, struct region *r, struct sample *s);
+
+static bool zap_one(struct vm *vm, struct region *r, struct sample *s)
+{
+    (void)s;
+    return zap(vm, r);
+}
+
+static bool scan_one(struct vm *vm, struct region *r, struct sample *s)
+{
+    static uint64_t logged;
+    int ret = scan(vm, r, s);
+
+    if (ret && ret != -ESRCH && log_ratelimit(&logged, 60 * NSEC_PER_SEC)) {
+        log_warn(
+            "region %s: no access history: PAGEMAP_SCAN failed: %s; eviction goes by order of "
+            "arrival",
+            r->name, strerror(-ret));
+    }
+    return ret == 0;
+}
+
+/* Calls @fn for each attached region; false when one call fails. */
+static bool for_each_region(struct vm *vm, region_fn *fn, struct sample *s)
+{
+    bool ok = true;
+
+    pthread_rwlock_rdlock(&vm->regions_lock);
+    for (unsigned i = 0; ok && i < UFFDMM_REGIONS_MAX; i++) {
+        struct region *r = vm->regions[i];
+
+        if (r && r->attached) {
+            ok = fn(vm, r, s);
+        }
+    }
+    pthread_rwlock_unlock(&vm->regions_lock);
+    return ok;
+}
+
+/* One zap, a pause, one scan.  False when the thread must end or nothing was learnt. */
+static bool observe(struct vm *vm, struct sample *s, bool *end)
+{
+    *end = false;
+    if (!for_each_region(vm, zap_one, NULL)) {
+        return false;
+    }
+    if (!pause_ms(vm, SCAN_INTERVAL_MS)) {
+        *end = true;
+        return false;
+    }
+    return for_each_region(vm, scan_one, s);
+}
+
+static void *background_thread(void *opaque)
+{
+    struct vm *vm = opaque;
+    uint64_t evicted_before = 0, evicted, next_probe = 0, quiet = 0;
+    unsigned pause = SCAN_INTERVAL_MS, scans = 0;
+
+    while (pause_ms(vm, TRIM_INTERVAL_MS / 2)) {
+        uint64_t now = clock_ns();
+        struct sample s = {0};
+        bool end, useful;
+
+        evicted = stats_get(&vm->stats->evicted);
+        if (evicted == evicted_before) {
+            stats_set(&vm->stats->age_tracking, 0);
+            if (quiet++ > 1) {
+                store_trim(&vm->store);
+            }
+            continue;
+        }
+        evicted_before = evicted;
+        quiet = 0;
+        if (!vm->options->tracking || now < next_probe) {
+            continue;
+        }
+        stats_set(&vm->stats->age_tracking, 1);
+        if (!observe(vm, &s, &end)) {
+            if (end) {
+                break;
+            }
+            atomic_store(&vm->ages_useful, false);
+            next_probe = clock_ns() + PROBE_INTERVAL_MAX_MS * NSEC_PER_MSEC;
+            continue;
+        }
+        if (++scans < 2) {
+            continue; /* ages mean something from the second scan on */
+        }
+        useful = tells_apart(&s);
+        atomic_store(&vm->ages_useful, useful);
+        log_debug("access scan: %llu of %llu used again, %llu of %llu used anew%s",
+                  (unsigned long long)s.was_used_again, (unsigned long long)s.was_used,
+                  (unsigned long long)s.was_idle_used, (unsigned long long)s.was_idle,
+                  useful ? "" : ": ages are not used");
+        if (useful) {
+            pause = SCAN_INTERVAL_MS;
+        } else {
+            stats_set(&vm->stats->age_tracking, 0);
+            next_probe = clock_ns() + pause * NSEC_PER_MSEC;
+            pause = 2 * pause < PROBE_INTERVAL_MAX_MS ? 2 * pause : PROBE_INTERVAL_MAX_MS;
+            scans = 0;
+        }
+    }
+    return NULL;
+}
+
+int track_start(struct vm *vm)
+{
+    int ret;
+
+    vm->background_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (vm->background_fd < 0) {
+        return -errno;
+    }
+    ret = thread_start(&vm->background, "uffdmm-backgr", background_thread, vm);
+    if (ret) {
+        close(vm->background_fd);
+        return ret;
+    }
+    vm->background_running = true;
+    return 0;
+}
+
+void track_stop(struct vm *vm)
+{
+    uint64_t one = 1;
+
+    if (!vm->background_running) {
+        return;
+    }
+    atomic_store(&vm->stop, true);
+    if (write(vm->background_fd, &one, sizeof(one)) < 0) {
+        log_warn("cannot wake the background thread: %s", strerror(errno));
+    }
+    pthread_join(vm->background, NULL);
+    close(vm->background_fd);
+    vm->background_running = false;
+}

@@ -1,0 +1,631 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The worker: one process a VM.
+ *
+ * Its main thread takes messages of QEMU and of control clients, publishes
+ * gauges and watches for QEMU's end.  Nothing here is on the fault path: when
+ * this thread is slow, policy is old and guests run on.
+ *
+ * A worker ends when its QEMU has ended, or when no connection and no region
+ * is left (memory backends were removed, or never came to be).  A connection
+ * that breaks while QEMU lives takes nothing with it: the userfaultfds are
+ * here, so faults are served on.
+ */
+#include "worker.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "evict.h"
+#include "evict_io.h"
+#include "log.h"
+#include "place.h"
+#include "policy.h"
+#include "queue.h"
+#include "region.h"
+#include "track.h"
+#include "vm.h"
+
+#define CONNS_MAX 64
+#define TICK_MS 50
+
+struct worker {
+    struct vm vm;
+    int channel;
+    int signal_fd;
+    bool store_open;
+    struct conn *conns[CONNS_MAX];
+    int nr_conns;
+    uint64_t ticks;
+    uint64_t discards_counted;
+};
+
+void vm_free_slot(struct vm *vm, uint64_t e)
+{
+    static uint64_t logged;
+
+    if (!entry_slot(e) || entry_tier(e) != UFFDMM_TIER_FILE ||
+        (e & UFFDMM_ENTRY_WRITING)) {
+        return;
+    }
+    if (!slots_free(&vm->store.slots, entry_slot(e)) &&
+        log_ratelimit(&logged, NSEC_PER_SEC)) {
+        log_error("slot %llu is named by the table but free: the table is damaged",
+                  (unsigned long long)entry_slot(e));
+    }
+}
+
+/* ---- messages ---------------------------------------------------------- */
+
+/* Sends the error and says it in the log; the connection goes on. */
+static int refuse(struct conn *c, int status, const char *text)
+{
+    log_warn("refused message %u of process %d: %s", c->header.type, (int)c->pid, text);
+    return conn_reply_error(c, status, text);
+}
+
+static int on_create(struct worker *w, struct conn *c)
+{
+    struct vm *vm = &w->vm;
+    struct uffdmm_region_create *req = (void *)c->payload;
+    struct uffdmm_region_create_reply reply = {0};
+    char err[UFFDMM_TEXT_MAX];
+    struct region *r;
+    int ret;
+
+    if (!conn_string_ok(req->name, sizeof(req->name)) || !req->name[0]) {
+        return refuse(c, -EINVAL, "region name is empty or not terminated");
+    }
+    if (c->region) {
+        return refuse(c, -EEXIST, "this connection carries a region already");
+    }
+    if (!w->store_open) {
+        ret = store_open(&vm->store, vm->options->store_dir, vm->options->store_bytes,
+                         vm->name, vm->qemu_pid, vm->stats, err, sizeof(err));
+        if (ret) {
+            return refuse(c, ret, err);
+        }
+        w->store_open = true;
+    }
+    ret = region_create(vm, req, &r, err, sizeof(err));
+    if (ret) {
+        return refuse(c, ret, err);
+    }
+    ret = policy_region_added(vm, err, sizeof(err));
+    if (ret) {
+        region_destroy(r);
+        return refuse(c, ret, err);
+    }
+    c->region = r;
+    r->link_fd = c->fd;
+    reply.region_id = r->id;
+    reply.nr_shards = r->nr_shards;
+    reply.table_size = r->table_size;
+    reply.stats_size = stats_size();
+    return conn_reply(c, &reply, sizeof(reply),
+                      (int[]){r->memfd, r->table_fd, vm->stats_fd}, 3);
+}
+
+static int on_attach(struct worker *w, struct conn *c)
+{
+    struct uffdmm_region_attach *req = (void *)c->payload;
+    int uffds[UFFDMM_SHARDS_MAX];
+    char err[UFFDMM_TEXT_MAX];
+    int pagemap_fd, ret;
+
+    if (!c->region) {
+        return refuse(c, -ENOENT,
+                      "attach before a region was created on this connection");
+    }
+    if (req->nr_shards < 1 || req->nr_shards > UFFDMM_SHARDS_MAX ||
+        c->nr_fds != 1 + req->nr_shards) {
+        return refuse(c, -EINVAL, "attach needs the pagemap and one userfaultfd a shard");
+    }
+    pagemap_fd = conn_take_fd(c, 0);
+    for (uint32_t i = 0; i < req->nr_shards; i++) {
+        uffds[i] = conn_take_fd(c, 1 + i);
+    }
+    ret = region_attach(c->region, req, pagemap_fd, uffds, err, sizeof(err));
+    if (ret) {
+        return refuse(c, ret, err);
+    }
+    stats_set(&w->vm.stats->state, UFFDMM_WORKER_RUNNING);
+    log_info("region %s attached: %llu MiB at %#llx, %u shard(s)", c->region->name,
+             (unsigned long long)(c->region->size >> 20),
+             (unsigned long long)c->region->base, c->region->nr_shards);
+    return conn_reply(c, NULL, 0, NULL, 0);
+}
+
+static int on_detach(struct worker *w, struct conn *c)
+{
+    struct uffdmm_region_detach *req = (void *)c->payload;
+
+    (void)w;
+    if (!c->region || req->region_id != c->region->id) {
+        return refuse(c, -ENOENT,
+                      "detach of a region that this connection does not carry");
+    }
+    log_info("region %s detached", c->region->name);
+    region_destroy(c->region);
+    c->region = NULL;
+    return conn_reply(c, NULL, 0, NULL, 0);
+}
+
+/* A range message of QEMU; NULL after a complaint in the log. */
+static struct region *range_region(struct conn *c)
+{
+    struct uffdmm_range *range = (void *)c->payload;
+
+    if (!c->region || range->region_id != c->region->id ||
+        !region_range_ok(c->region, range->offset, range->length)) {
+        log_warn(
+            "process %d: range [%#llx, +%#llx) of region %u is not one of this connection",
+            (int)c->pid, (unsigned long long)range->offset,
+            (unsigned long long)range->length, range->region_id);
+        return NULL;
+    }
+    return c->region;
+}
+
+static int on_discard(struct worker *w, struct conn *c)
+{
+    struct uffdmm_range *range = (void *)c->payload;
+    struct region *r = range_region(c);
+
+    (void)w;
+    if (!r) {
+        return -EPROTO;
+    }
+    region_discarded(r, range->offset, range->length);
+    return 0;
+}
+
+static int on_zap_reply(struct worker *w, struct conn *c)
+{
+    struct uffdmm_range *range = (void *)c->payload;
+    struct region *r = range_region(c);
+
+    (void)w;
+    if (!r) {
+        return -EPROTO;
+    }
+    track_zapped(r, range->generation);
+    return 0;
+}
+
+static int on_query(struct worker *w, struct conn *c)
+{
+    struct uffdmm_query_reply reply = {.stats_size = stats_size()};
+
+    return conn_reply(c, &reply, sizeof(reply), &w->vm.stats_fd, 1);
+}
+
+static int on_set_policy(struct worker *w, struct conn *c)
+{
+    struct uffdmm_policy *policy = (void *)c->payload;
+    char err[UFFDMM_TEXT_MAX];
+    int ret = policy_set(&w->vm, policy, err, sizeof(err));
+
+    if (ret) {
+        return refuse(c, ret, err);
+    }
+    policy_get(&w->vm, policy);
+    return conn_reply(c, policy, sizeof(*policy), NULL, 0);
+}
+
+static int on_reconnect(struct worker *w, struct conn *c)
+{
+    struct uffdmm_reconnect *req = (void *)c->payload;
+
+    if (!conn_string_ok(req->create.name, sizeof(req->create.name)) || c->region) {
+        return refuse(c, -EINVAL,
+                      "reconnect with a bad name, or on a connection that is in use");
+    }
+    for (unsigned i = 0; i < UFFDMM_REGIONS_MAX; i++) {
+        struct region *r = w->vm.regions[i];
+
+        if (r && r->attached && r->link_fd < 0 && !strcmp(r->name, req->create.name) &&
+            r->base == req->attach.base && r->size == req->attach.size) {
+            c->region = r;
+            r->link_fd = c->fd;
+            log_info("region %s has its link back", r->name);
+            return conn_reply(c, NULL, 0, NULL, 0);
+        }
+    }
+    return refuse(
+        c, -EOPNOTSUPP,
+        "the worker that served this memory has died and this manager cannot take it over: "
+        "the guest stays stalled, end the VM");
+}
+
+/* What each message must look like, and who may send it. */
+static const struct {
+    uint32_t type;
+    uint32_t role; /* 0: both */
+    uint32_t length;
+    int nr_fds; /* -1: the handler checks */
+    int (*fn)(struct worker *w, struct conn *c);
+} handlers[] = {
+    {UFFDMM_MSG_REGION_CREATE, UFFDMM_ROLE_QEMU, sizeof(struct uffdmm_region_create), 0,
+     on_create},
+    {UFFDMM_MSG_REGION_ATTACH, UFFDMM_ROLE_QEMU, sizeof(struct uffdmm_region_attach), -1,
+     on_attach},
+    {UFFDMM_MSG_REGION_DETACH, UFFDMM_ROLE_QEMU, sizeof(struct uffdmm_region_detach), 0,
+     on_detach},
+    {UFFDMM_MSG_DISCARD, UFFDMM_ROLE_QEMU, sizeof(struct uffdmm_range), 0, on_discard},
+    {UFFDMM_MSG_ZAP | UFFDMM_MSG_REPLY, UFFDMM_ROLE_QEMU, sizeof(struct uffdmm_range), 0,
+     on_zap_reply},
+    {UFFDMM_MSG_QUERY, 0, 0, 0, on_query},
+    {UFFDMM_MSG_SET_POLICY, 0, sizeof(struct uffdmm_policy), 0, on_set_policy},
+    {UFFDMM_MSG_RECONNECT, UFFDMM_ROLE_QEMU, sizeof(struct uffdmm_reconnect), -1,
+     on_reconnect},
+};
+
+/* One whole message.  Negative: the connection must be closed. */
+static int dispatch(struct worker *w, struct conn *c)
+{
+    char err[UFFDMM_TEXT_MAX];
+
+    if (c->header.type & UFFDMM_MSG_REPLY && c->header.status) {
+        log_warn("QEMU could not carry out message %u: %s",
+                 c->header.type & ~(uint32_t)UFFDMM_MSG_REPLY,
+                 strerror(-c->header.status));
+        return 0;
+    }
+    for (size_t i = 0; i < sizeof(handlers) / sizeof(handlers[0]); i++) {
+        if (handlers[i].type != c->header.type) {
+            continue;
+        }
+        if (handlers[i].role && handlers[i].role != c->role) {
+            return refuse(c, -EPERM, "a control client may only query and set policy");
+        }
+        if (handlers[i].length != c->header.length ||
+            (handlers[i].nr_fds >= 0 && (unsigned)handlers[i].nr_fds != c->nr_fds)) {
+            snprintf(err, sizeof(err),
+                     "message %u has %u bytes and %u descriptors, expected %u bytes",
+                     c->header.type, c->header.length, c->nr_fds, handlers[i].length);
+            refuse(c, -EPROTO, err);
+            return -EPROTO;
+        }
+        return handlers[i].fn(w, c);
+    }
+    snprintf(err, sizeof(err), "message type %u is unknown to this manager",
+             c->header.type);
+    refuse(c, -EPROTO, err);
+    return -EPROTO;
+}
+
+/* ---- connections ------------------------------------------------------- */
+
+static void drop_conn(struct worker *w, int i)
+{
+    struct conn *c = w->conns[i];
+
+    if (c->region) {
+        pthread_rwlock_wrlock(&w->vm.regions_lock);
+        c->region->link_fd = -1;
+        pthread_rwlock_unlock(&w->vm.regions_lock);
+        if (!c->region->attached) {
+            region_destroy(c->region);
+        } else {
+            log_warn("QEMU has closed the link of region %s: its faults are served on",
+                     c->region->name);
+        }
+    }
+    conn_free(c);
+    w->conns[i] = w->conns[--w->nr_conns];
+}
+
+/* Answers the HELLO that @c holds and adds it. */
+static void welcome(struct worker *w, struct conn *c)
+{
+    const struct uffdmm_hello *hello = (const void *)c->payload;
+    struct uffdmm_hello_reply reply = {.pid = (uint32_t)getpid(),
+                                       .agent = "uffdmm-manager " UFFDMM_PROGRAM_VERSION};
+
+    c->role = hello->role;
+    c->greeted = true;
+    if (w->nr_conns == CONNS_MAX) {
+        refuse(c, -EBUSY, "this VM has too many connections: close some");
+        conn_free(c);
+        return;
+    }
+    if (conn_reply(c, &reply, sizeof(reply), NULL, 0)) {
+        conn_free(c);
+        return;
+    }
+    conn_next(c);
+    w->conns[w->nr_conns++] = c;
+}
+
+/* The acceptor hands over a connection; false when it has ended. */
+static bool on_channel(struct worker *w)
+{
+    struct worker_handover h;
+    union {
+        char buf[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct iovec iov = {.iov_base = &h, .iov_len = sizeof(h)};
+    struct msghdr mh = {.msg_iov = &iov,
+                        .msg_iovlen = 1,
+                        .msg_control = control.buf,
+                        .msg_controllen = sizeof(control.buf)};
+    ssize_t n = recvmsg(w->channel, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    struct cmsghdr *cm;
+    struct conn *c;
+    int fd;
+
+    if (n < 0) {
+        return errno == EAGAIN || errno == EINTR;
+    }
+    cm = n ? CMSG_FIRSTHDR(&mh) : NULL;
+    if (!cm || cm->cmsg_type != SCM_RIGHTS) {
+        return n != 0;
+    }
+    memcpy(&fd, CMSG_DATA(cm), sizeof(fd));
+    c = conn_new(fd);
+    if (c) {
+        c->header = h.header;
+        memcpy(c->payload, &h.hello, sizeof(h.hello));
+        welcome(w, c);
+    }
+    return true;
+}
+
+/* Everything that connection @i has to say; false when it was dropped. */
+static bool on_conn(struct worker *w, int i)
+{
+    struct conn *c = w->conns[i];
+    char err[UFFDMM_TEXT_MAX];
+
+    for (;;) {
+        switch (conn_receive(c, err, sizeof(err))) {
+        case CONN_MESSAGE:
+            if (dispatch(w, c) < 0) {
+                drop_conn(w, i);
+                return false;
+            }
+            conn_next(c);
+            break;
+        case CONN_AGAIN:
+            return true;
+        case CONN_BAD:
+            log_warn("closing a connection of process %d: %s", (int)c->pid, err);
+            conn_reply_error(c, -EPROTO, err);
+            drop_conn(w, i);
+            return false;
+        case CONN_CLOSED:
+        default:
+            drop_conn(w, i);
+            return false;
+        }
+    }
+}
+
+/* ---- gauges ------------------------------------------------------------ */
+
+static uint64_t rss_bytes(void)
+{
+    unsigned long size, rss = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+
+    if (f) {
+        if (fscanf(f, "%lu %lu", &size, &rss) != 2) {
+            rss = 0;
+        }
+        fclose(f);
+    }
+    return rss * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static void tick(struct worker *w)
+{
+    struct vm *vm = &w->vm;
+    struct uffdmm_stats *st = vm->stats;
+    uint64_t discards = 0;
+
+    vm_sync_resident(vm);
+    if (vm_room(vm) < vm_margin_low(vm)) {
+        evict_kick(vm);
+    }
+    stats_set(&st->heartbeat_ns, clock_ns());
+    for (int i = 0; i < UFFDMM_REGIONS_MAX; i++) {
+        if (vm->regions[i]) {
+            discards +=
+                __atomic_load_n(&vm->regions[i]->header->discards, __ATOMIC_RELAXED);
+        }
+    }
+    /* a discard takes pages out of STORED without our counting it */
+    if (discards != w->discards_counted && w->ticks % (1000 / TICK_MS) == 0) {
+        w->discards_counted = discards;
+        region_recount(vm);
+    }
+    stats_set(&st->stored_bytes, (uint64_t)atomic_load(&vm->slot_pages) * PAGE_SIZE_4K);
+    stats_set(&st->zero_bytes, (uint64_t)atomic_load(&vm->zero_pages) * PAGE_SIZE_4K);
+    stats_set(&st->slots_used, __atomic_load_n(&vm->store.slots.used, __ATOMIC_RELAXED));
+    stats_set(&st->slots_total, vm->store.slots.nr);
+    if (w->ticks++ % (1000 / TICK_MS) == 0) {
+        stats_set(&st->worker_rss_bytes, rss_bytes());
+    }
+    place_threads(vm);
+}
+
+/* ---- life -------------------------------------------------------------- */
+
+static int worker_init(struct worker *w, const struct options *options,
+                       struct conn *first, int channel, char *err, size_t err_len)
+{
+    const struct uffdmm_hello *hello = (const void *)first->payload;
+    struct vm *vm = &w->vm;
+    pthread_rwlockattr_t attr;
+    int ret;
+
+    w->channel = channel;
+    vm->options = options;
+    vm->qemu_pid = first->pid;
+    snprintf(vm->name, sizeof(vm->name), "%s", hello->vm_name);
+    vm->qemu_pidfd = (int)syscall(SYS_pidfd_open, vm->qemu_pid, 0);
+    if (vm->qemu_pidfd < 0) {
+        ret = -errno;
+        snprintf(err, err_len, "cannot watch QEMU process %d: %s", (int)vm->qemu_pid,
+                 strerror(-ret));
+        return ret;
+    }
+    /* a worker that is swapped out cannot bring in anybody's pages */
+    if (mlockall(MCL_CURRENT | MCL_FUTURE) < 0) {
+        ret = -errno;
+        snprintf(
+            err, err_len,
+            "cannot lock the worker in memory: %s; run the manager as root or raise its "
+            "memlock limit (LimitMEMLOCK=infinity)",
+            strerror(-ret));
+        return ret;
+    }
+    ret = stats_create(&vm->stats, &vm->stats_fd);
+    if (ret) {
+        snprintf(err, err_len, "cannot create the statistics page: %s", strerror(-ret));
+        return ret;
+    }
+    snprintf(vm->stats->vm_name, sizeof(vm->stats->vm_name), "%s", vm->name);
+    vm->stats->qemu_pid = (uint32_t)vm->qemu_pid;
+    pthread_rwlockattr_init(&attr);
+    pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    pthread_rwlock_init(&vm->regions_lock, &attr);
+    pthread_rwlockattr_destroy(&attr);
+    queue_init(vm);
+    policy_init(vm);
+    ret = evict_start(vm);
+    if (!ret) {
+        ret = track_start(vm);
+    }
+    if (ret) {
+        snprintf(err, err_len, "cannot start the threads of a worker: %s",
+                 strerror(-ret));
+    }
+    return ret;
+}
+
+static void worker_end(struct worker *w)
+{
+    struct vm *vm = &w->vm;
+
+    evict_stop(vm);
+    track_stop(vm);
+    for (int i = 0; i < UFFDMM_REGIONS_MAX; i++) {
+        if (vm->regions[i]) {
+            region_destroy(vm->regions[i]);
+        }
+    }
+    if (w->store_open) {
+        store_close(&vm->store);
+    }
+}
+
+/* SIGTERM ends a worker without a VM; with one it must not. */
+static bool on_signal(struct worker *w)
+{
+    struct signalfd_siginfo si;
+
+    if (read(w->signal_fd, &si, sizeof(si)) != sizeof(si)) {
+        return true;
+    }
+    if (stats_get(&w->vm.stats->nr_regions)) {
+        log_warn(
+            "signal %u: QEMU process %d still runs on this memory, so this worker goes on until "
+            "it ends",
+            si.ssi_signo, (int)w->vm.qemu_pid);
+        return true;
+    }
+    return false;
+}
+
+static int open_signals(void)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigprocmask(SIG_SETMASK, &set, NULL);
+    return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+static void serve_vm(struct worker *w)
+{
+    uint64_t next_tick = 0;
+
+    while (w->nr_conns || stats_get(&w->vm.stats->nr_regions)) {
+        struct pollfd fds[3 + CONNS_MAX];
+        int nr = w->nr_conns;
+        uint64_t now = clock_ns();
+
+        fds[0] = (struct pollfd){.fd = w->vm.qemu_pidfd, .events = POLLIN};
+        fds[1] = (struct pollfd){.fd = w->channel, .events = POLLIN};
+        fds[2] = (struct pollfd){.fd = w->signal_fd, .events = POLLIN};
+        for (int i = 0; i < nr; i++) {
+            fds[3 + i] = (struct pollfd){.fd = w->conns[i]->fd, .events = POLLIN};
+        }
+        if (now >= next_tick) {
+            tick(w);
+            next_tick = now + TICK_MS * NSEC_PER_MSEC;
+        }
+        if (poll(fds, (nfds_t)(3 + nr), TICK_MS) <= 0) {
+            continue;
+        }
+        if (fds[0].revents) {
+            return; /* QEMU has ended */
+        }
+        for (int i = nr - 1; i >= 0; i--) {
+            if (fds[3 + i].revents) {
+                on_conn(w, i);
+            }
+        }
+        if (fds[1].revents && !on_channel(w)) {
+            log_info("the acceptor has ended: this worker goes on until its VM ends");
+            close(w->channel);
+            w->channel = -1;
+        }
+        if (fds[2].revents && !on_signal(w)) {
+            return;
+        }
+    }
+}
+
+int worker_run(const struct options *options, struct conn *first, int channel)
+{
+    struct worker *w = calloc(1, sizeof(*w));
+    char err[UFFDMM_TEXT_MAX] = "no memory for a worker";
+    const struct uffdmm_hello *hello = (const void *)first->payload;
+    int ret = -ENOMEM;
+
+    prctl(PR_SET_NAME, "uffdmm-worker");
+    log_set_vm(hello->vm_name);
+    if (w) {
+        w->signal_fd = open_signals();
+        ret = worker_init(w, options, first, channel, err, sizeof(err));
+    }
+    if (ret) {
+        log_error("%s", err);
+        conn_reply_error(first, ret, err);
+        return EXIT_FAILURE;
+    }
+    log_info("serving QEMU process %d", (int)w->vm.qemu_pid);
+    welcome(w, first);
+    serve_vm(w);
+    worker_end(w);
+    log_info("QEMU process %d is done with its memory", (int)w->vm.qemu_pid);
+    return EXIT_SUCCESS;
+}

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The process that serves one VM. */
+#ifndef UFFDMM_WORKER_H
+#define UFFDMM_WORKER_H
+
+#include "conn.h"
+#include "options.h"
+
+/*
+ * Serves the VM that @first has said HELLO for (its message is still in @first)
+ * until its QEMU is gone.  @channel: SOCK_SEQPACKET from the acceptor, with
+ * struct worker_handover messages.  Returns the exit status.
+ */
+int worker_run(const struct options *options, struct conn *first, int channel);
+
+/* A connection whose HELLO the acceptor has read, with its descriptor. */
+struct worker_handover {
+    struct uffdmm_msg_header header;
+    struct uffdmm_hello hello;
+};
+
+#endif
