@@ -38,6 +38,7 @@
 struct vm_slot {
     char name[UFFDMM_NAME_MAX];
     pid_t qemu_pid;
+    uid_t qemu_uid;
     pid_t worker_pid; /* 0: it has died, but QEMU still runs on its memory */
     int channel;
 };
@@ -189,6 +190,7 @@ static void start_worker(struct acceptor *a, struct conn *c)
     }
     snprintf(a->vms[a->nr_vms].name, UFFDMM_NAME_MAX, "%s", hello->vm_name);
     a->vms[a->nr_vms].qemu_pid = c->pid;
+    a->vms[a->nr_vms].qemu_uid = c->uid;
     a->vms[a->nr_vms].worker_pid = pid;
     a->vms[a->nr_vms++].channel = channel[0];
 }
@@ -244,6 +246,12 @@ static bool uid_ok(const struct acceptor *a, uid_t uid)
     return false;
 }
 
+/* May @uid look at and change a VM of user @owner? */
+static bool may_control(uid_t uid, uid_t owner)
+{
+    return uid == 0 || uid == geteuid() || uid == owner;
+}
+
 static void greet_qemu(struct acceptor *a, struct conn *c)
 {
     const struct uffdmm_hello *hello = (const void *)c->payload;
@@ -277,7 +285,7 @@ static void greet_control(struct acceptor *a, struct conn *c)
     struct vm_slot *vm = find_vm(a, hello->vm_name);
     char text[UFFDMM_TEXT_MAX];
 
-    if (!vm || !vm->worker_pid) {
+    if (!vm || !vm->worker_pid || !may_control(c->uid, vm->qemu_uid)) {
         snprintf(text, sizeof(text),
                  "there is no VM '%s' here; 'uffdmm list' shows those there are",
                  hello->vm_name);
@@ -330,6 +338,7 @@ static bool on_list(struct acceptor *a, struct conn *c)
 {
     const struct uffdmm_list *req = (const void *)c->payload;
     struct uffdmm_list_entry list[UFFDMM_PAYLOAD_MAX / sizeof(struct uffdmm_list_entry)];
+    uint32_t seen = 0;
     size_t n = 0;
 
     if (c->header.type != UFFDMM_MSG_LIST || c->header.length != sizeof(*req) ||
@@ -338,11 +347,13 @@ static bool on_list(struct acceptor *a, struct conn *c)
         return false;
     }
     memset(list, 0, sizeof(list));
-    for (int i = (int)req->start;
-         i >= 0 && i < a->nr_vms && n < sizeof(list) / sizeof(list[0]); i++, n++) {
+    for (int i = 0; i < a->nr_vms && n < sizeof(list) / sizeof(list[0]); i++) {
+        if (!may_control(c->uid, a->vms[i].qemu_uid) || seen++ < req->start) {
+            continue;
+        }
         snprintf(list[n].vm_name, sizeof(list[n].vm_name), "%s", a->vms[i].name);
         list[n].worker_pid = (uint32_t)a->vms[i].worker_pid;
-        list[n].qemu_pid = (uint32_t)a->vms[i].qemu_pid;
+        list[n++].qemu_pid = (uint32_t)a->vms[i].qemu_pid;
     }
     return conn_reply(c, list, n * sizeof(list[0]), NULL, 0) == 0;
 }

@@ -38,6 +38,9 @@
 #include "vm.h"
 
 #define MESSAGES 16
+/* Pages of a block in recent use before the rest of it is brought in. */
+#define IN_USE_PAGES 8
+
 #define SPIN_MIN_NS (5 * NSEC_PER_USEC)
 
 /* When to try a deferred fault again. */
@@ -138,14 +141,43 @@ static enum serve_outcome not_missing(struct shard *sh, uint64_t pfn, uint64_t e
                                                    : AGAIN_SOON;
 }
 
+/*
+ * True when the block of @pfn is being taken into use: most of its pages that
+ * are in came in or were used lately.  Then the rest will be wanted too, though
+ * the guest asks for it in no order.  Only where the access history tells pages
+ * apart: under uniform access every block looks a little used, and bringing in
+ * more of it would push out as much that is worth the same.
+ */
+static bool block_in_use(const struct shard *sh, uint64_t pfn)
+{
+    struct region *r = sh->region;
+    uint64_t first = pfn / BLOCK_PAGES * BLOCK_PAGES;
+    uint64_t end = first + BLOCK_PAGES < sh->end ? first + BLOCK_PAGES : sh->end;
+    unsigned in = 0, used = 0;
+
+    if (!atomic_load_explicit(&r->vm->ages_useful, memory_order_relaxed)) {
+        return false;
+    }
+    for (uint64_t i = first; i < end; i++) {
+        unsigned state = entry_state(entry_load(&r->entries[i]));
+
+        if (state == UFFDMM_PAGE_RESIDENT || state == UFFDMM_PAGE_CLEAN) {
+            in++;
+            used += r->ages[i] == 0 || r->ages[i] == AGE_NEW;
+        }
+    }
+    return used >= IN_USE_PAGES && used * 4 >= in * 3;
+}
+
 static enum serve_outcome bring_in(struct shard *sh, struct deferred *f, bool again)
 {
     struct vm *vm = sh->region->vm;
     int64_t room = vm_room(vm);
     uint32_t max = atomic_load_explicit(&vm->readahead_max, memory_order_relaxed);
-    uint64_t next;
+    uint64_t first = f->pfn;
+    uint32_t nr = 1;
     enum serve_outcome out;
-    bool hit = false;
+    bool hit;
 
     if (room < vm_margin_low(vm)) {
         evict_kick(vm);
@@ -156,17 +188,25 @@ static enum serve_outcome bring_in(struct shard *sh, struct deferred *f, bool ag
     if (max > room) {
         max = (uint32_t)room;
     }
-    if (again) {
-        max = 1;
-    } else {
-        max = readahead_window(&sh->readahead, f->pfn, max, &hit);
+    if (!again && max > 1) {
+        nr = readahead_window(&sh->readahead, f->pfn, max, &hit);
         if (hit) {
             stats_add(&vm->stats->readahead_hits, 1);
+        } else if (max >= BLOCK_PAGES && block_in_use(sh, f->pfn)) {
+            nr = BLOCK_PAGES;
+            first = f->pfn / BLOCK_PAGES * BLOCK_PAGES;
         }
     }
-    out = fill_pages(sh, f->pfn, max, &next);
-    if (!again && out == SERVED) {
-        readahead_done(&sh->readahead, f->pfn, next);
+    if (first < sh->first) {
+        nr -= (uint32_t)(sh->first - first);
+        first = sh->first;
+    }
+    if (nr > sh->end - first) {
+        nr = (uint32_t)(sh->end - first);
+    }
+    out = fill_pages(sh, f->pfn, first, nr);
+    if (out == SERVED && !again) {
+        readahead_done(&sh->readahead, f->pfn, first + nr);
     }
     return out;
 }

@@ -49,8 +49,9 @@ struct claim {
 
 struct window {
     struct shard *shard;
-    uint64_t pfn; /* first page */
-    uint32_t nr;  /* pages looked at */
+    uint64_t pfn;    /* first page */
+    uint32_t nr;     /* pages looked at */
+    uint32_t demand; /* the one that somebody waits for */
     struct claim claims[WINDOW_MAX];
 };
 
@@ -60,7 +61,7 @@ static void *page_buffer(const struct shard *sh, uint32_t i)
 }
 
 /* Claims page @i of the window; false when it is not to be had. */
-static bool claim_page(struct window *w, uint32_t i, uint32_t wanted)
+static bool claim_page(struct window *w, uint32_t i)
 {
     struct shard *sh = w->shard;
     struct region *r = sh->region;
@@ -76,7 +77,7 @@ static bool claim_page(struct window *w, uint32_t i, uint32_t wanted)
     }
     switch (entry_state(e)) {
     case UFFDMM_PAGE_EMPTY:
-        if (i && wanted < ZERO_AHEAD_WINDOW) {
+        if (i != w->demand && w->nr < ZERO_AHEAD_WINDOW) {
             return false;
         }
         c->kind = CLAIM_ZERO;
@@ -85,7 +86,7 @@ static bool claim_page(struct window *w, uint32_t i, uint32_t wanted)
                               entry_gen(e), 0);
         break;
     case UFFDMM_PAGE_DISCARDED:
-        if (i) {
+        if (i != w->demand) {
             return false;
         }
         c->kind = CLAIM_ZERO;
@@ -239,7 +240,7 @@ static void read_slots(struct window *w)
             uint64_t slot = entry_slot(w->claims[i].filling);
 
             w->claims[i].ready = reqs[k].result == 0 && verify(w, i);
-            if (!w->claims[i].ready && !i) {
+            if (!w->claims[i].ready && i == w->demand) {
                 w->claims[i].ready = read_again(w, i);
             }
             if (w->claims[i].ready) {
@@ -325,72 +326,77 @@ static void fill_word(void *page, uint64_t word)
     }
 }
 
-enum serve_outcome fill_pages(struct shard *sh, uint64_t pfn, uint32_t max,
-                              uint64_t *next)
+/* Claims the demanded page and what can be had around it; false without the former. */
+static bool claim_window(struct window *w)
+{
+    if (!claim_page(w, w->demand)) {
+        return false;
+    }
+    for (uint32_t i = 0; i < w->nr; i++) {
+        if (i != w->demand) {
+            claim_page(w, i);
+        }
+    }
+    return true;
+}
+
+/* End of the run of claimed pages from @i on that one ioctl can put in place. */
+static uint32_t install_end(struct window *w, uint32_t i)
+{
+    bool zero = w->claims[i].kind == CLAIM_ZERO;
+
+    for (; i < w->nr && w->claims[i].kind != CLAIM_NONE; i++) {
+        if ((w->claims[i].kind == CLAIM_ZERO) != zero) {
+            break;
+        }
+        if (w->claims[i].kind == CLAIM_WORD) {
+            fill_word(page_buffer(w->shard, i), w->shard->region->records[w->pfn + i]);
+        }
+    }
+    return i;
+}
+
+enum serve_outcome fill_pages(struct shard *sh, uint64_t pfn, uint64_t first, uint32_t nr)
 {
     struct region *r = sh->region;
-    struct vm *vm = r->vm;
-    struct window w = {.shard = sh, .pfn = pfn};
-    enum serve_outcome first = SERVED;
-    bool from_slot, had_errors;
+    struct uffdmm_stats *stats = r->vm->stats;
+    struct window w = {
+        .shard = sh, .pfn = first, .nr = nr, .demand = (uint32_t)(pfn - first)};
+    enum serve_outcome result = SERVED;
+    bool from_slot;
     uint32_t i, end;
 
-    if (!claim_page(&w, 0, max)) {
-        *next = pfn;
+    if (!claim_window(&w)) {
         return entry_state(entry_load(&r->entries[pfn])) == UFFDMM_PAGE_LOST ? BLOCKED
                                                                              : AGAIN_SOON;
     }
-    w.nr = 1;
-    while (w.nr < max && pfn + w.nr < sh->end) {
-        claim_page(&w, w.nr, max);
-        w.nr++;
-    }
-    *next = pfn + w.nr;
-    from_slot = w.claims[0].kind == CLAIM_FILE;
-
+    from_slot = w.claims[w.demand].kind == CLAIM_FILE;
     read_slots(&w);
-    if (w.claims[0].kind == CLAIM_NONE) {
-        first = AGAIN_STORE;
-        stats_set(&vm->stats->state, UFFDMM_WORKER_STORE_ERROR);
+    if (w.claims[w.demand].kind == CLAIM_NONE) {
+        result = AGAIN_STORE;
+        stats_set(&stats->state, UFFDMM_WORKER_STORE_ERROR);
     }
-    had_errors = first == AGAIN_STORE;
     for (i = 0; i < w.nr; i = end) {
-        bool zero = w.claims[i].kind == CLAIM_ZERO;
         enum serve_outcome out;
+        bool demanded;
 
         end = i + 1;
         if (w.claims[i].kind == CLAIM_NONE) {
             continue;
         }
-        if (w.claims[i].kind == CLAIM_WORD) {
-            fill_word(page_buffer(sh, i), r->records[pfn + i]);
-        }
-        while (end < w.nr && w.claims[end].kind != CLAIM_NONE &&
-               (w.claims[end].kind == CLAIM_ZERO) == zero) {
-            if (w.claims[end].kind == CLAIM_WORD) {
-                fill_word(page_buffer(sh, end), r->records[pfn + end]);
-            }
-            end++;
-        }
-        if (i) {
-            stats_add(&vm->stats->readahead_in, end - i);
-        } else if (end > 1) {
-            stats_add(&vm->stats->readahead_in, end - 1);
-        }
-        out = install_run(&w, i, end, zero);
-        if (!i) {
-            first = out;
-        }
-        if (out == GONE) {
-            first = GONE;
+        end = install_end(&w, i);
+        demanded = i <= w.demand && w.demand < end;
+        stats_add(&stats->readahead_in, end - i - demanded);
+        out = install_run(&w, i, end, w.claims[i].kind == CLAIM_ZERO);
+        if (demanded || out == GONE) {
+            result = out;
         }
     }
-    if (first == SERVED) {
-        stats_add(from_slot ? &vm->stats->faults_store : &vm->stats->faults_zero, 1);
-        if (from_slot && !had_errors &&
-            stats_get(&vm->stats->state) == UFFDMM_WORKER_STORE_ERROR) {
-            stats_set(&vm->stats->state, UFFDMM_WORKER_RUNNING);
+    if (result == SERVED) {
+        stats_add(from_slot ? &stats->faults_store : &stats->faults_zero, 1);
+        if (from_slot && stats_get(&stats->state) == UFFDMM_WORKER_STORE_ERROR) {
+            stats_set(&stats->state, UFFDMM_WORKER_RUNNING);
         }
     }
-    return first;
+    return result;
 }

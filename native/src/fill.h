@@ -18,10 +18,11 @@ enum serve_outcome {
 
 /*
  * Brings in page @pfn of the shard's region, which is EMPTY, DISCARDED or
- * STORED, and up to @max - 1 pages behind it.  *@next: first page that was not
- * brought in.  Called by the shard's own thread only.
+ * STORED, and with it what can be had of the pages [@first, @first + @nr), which
+ * contain it and belong to the shard; @nr is at most WINDOW_MAX.  Called by the
+ * shard's own thread only.
  */
-enum serve_outcome fill_pages(struct shard *sh, uint64_t pfn, uint32_t max,
-                              uint64_t *next);
+enum serve_outcome fill_pages(struct shard *sh, uint64_t pfn, uint64_t first,
+                              uint32_t nr);
 
 #endif

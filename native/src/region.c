@@ -385,6 +385,13 @@ int region_attach(struct region *r, const struct uffdmm_region_attach *req,
     return 0;
 }
 
+void region_set_link(struct region *r, int fd)
+{
+    lock_regions(r->vm);
+    r->link_fd = fd;
+    pthread_rwlock_unlock(&r->vm->regions_lock);
+}
+
 void region_destroy(struct region *r)
 {
     struct vm *vm = r->vm;

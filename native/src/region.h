@@ -24,6 +24,9 @@ int region_create(struct vm *vm, const struct uffdmm_region_create *req,
 int region_attach(struct region *r, const struct uffdmm_region_attach *req,
                   int pagemap_fd, const int *uffds, char *err, size_t err_len);
 
+/* QEMU's connection for the region came (@fd) or went (-1). */
+void region_set_link(struct region *r, int fd);
+
 /* Stops serving, takes the region out of the VM, frees slots and memory. */
 void region_destroy(struct region *r);
 

@@ -36,19 +36,33 @@
 #define ZAP_WINDOW (64ULL << 20)
 #define ZAP_TIMEOUT_NS (2 * NSEC_PER_SEC)
 
-#define SCAN_INTERVAL_MS 1000
-#define PROBE_INTERVAL_MAX_MS 32000
+/*
+ * From zap to scan.  Each page in use costs the guest about a microsecond after
+ * a zap, so the interval grows with their number to keep that at 1.5 % of time.
+ */
+#define INTERVAL_MIN_MS 400
+#define INTERVAL_MAX_MS 2000
+#define TOUCH_COST_NS 1000
+#define TOUCH_BUDGET_PERMILLE 15
+
+/* First pause after a look that told nothing, and the longest. */
+#define PROBE_INTERVAL_MIN_MS 500
+#define PROBE_INTERVAL_MAX_MS 8000
 
 /* Trimming goes on at most this often, and only when the store is quiet. */
-#define TRIM_INTERVAL_MS 1000
+#define TRIM_INTERVAL_MS 500
+
+/* Looks in a row that must tell nothing before ages are no longer used. */
+#define DOUBTS_MAX 2
 
 /* Scans whose counts are too small tell nothing. */
-#define SAMPLE_MIN 256
+#define SAMPLE_MIN 1024
 
 /* What one scan found: pages in memory, by whether they were in use before and now. */
 struct sample {
     uint64_t was_used, was_used_again;
     uint64_t was_idle, was_idle_used;
+    uint64_t touched;
 };
 
 void track_zapped(struct region *r, uint64_t generation)
@@ -174,6 +188,7 @@ static int scan(struct vm *vm, struct region *r, struct sample *s)
     age(r, next, r->nr_pages, s);
     stats_add(&vm->stats->scanned_pages, r->nr_pages);
     stats_add(&vm->stats->touched_pages, touched);
+    s->touched += touched;
     return 0;
 }
 
@@ -230,68 +245,109 @@ static bool for_each_region(struct vm *vm, region_fn *fn, struct sample *s)
 }
 
 /* One zap, a pause, one scan.  False when the thread must end or nothing was learnt. */
-static bool observe(struct vm *vm, struct sample *s, bool *end)
+static bool observe(struct vm *vm, int interval_ms, struct sample *s, bool *end)
 {
     *end = false;
     if (!for_each_region(vm, zap_one, NULL)) {
         return false;
     }
-    if (!pause_ms(vm, SCAN_INTERVAL_MS)) {
+    if (!pause_ms(vm, interval_ms)) {
         *end = true;
         return false;
     }
     return for_each_region(vm, scan_one, s);
 }
 
+/* Zap-to-scan interval for the next look, from what the last one cost. */
+static int next_interval(const struct sample *s)
+{
+    uint64_t ms =
+        s->touched * TOUCH_COST_NS * 1000 / TOUCH_BUDGET_PERMILLE / NSEC_PER_MSEC;
+
+    return ms < INTERVAL_MIN_MS   ? INTERVAL_MIN_MS
+           : ms > INTERVAL_MAX_MS ? INTERVAL_MAX_MS
+                                  : (int)ms;
+}
+
+/* State of the thread between two looks. */
+struct tracker {
+    uint64_t evicted;    /* counter at the last look */
+    uint64_t next_probe; /* clock_ns() before which there is no look */
+    unsigned quiet;      /* rounds without eviction */
+    unsigned scans;      /* in a row */
+    unsigned doubts;     /* looks in a row that told nothing */
+    int interval_ms;
+    uint64_t probe_ms; /* pause after the next look that tells nothing */
+};
+
+/* True when a look at the access history is due. */
+static bool due(struct vm *vm, struct tracker *t)
+{
+    uint64_t evicted = stats_get(&vm->stats->evicted);
+
+    if (evicted == t->evicted) {
+        t->quiet++;
+        t->scans = 0;
+        stats_set(&vm->stats->age_tracking, 0);
+        return false;
+    }
+    t->evicted = evicted;
+    t->quiet = 0;
+    return vm->options->tracking && clock_ns() >= t->next_probe;
+}
+
+/* No further look for a while. */
+static void back_off(struct vm *vm, struct tracker *t)
+{
+    atomic_store(&vm->ages_useful, false);
+    stats_set(&vm->stats->age_tracking, 0);
+    t->scans = 0;
+    t->interval_ms = INTERVAL_MIN_MS;
+    t->next_probe = clock_ns() + t->probe_ms * NSEC_PER_MSEC;
+    t->probe_ms =
+        2 * t->probe_ms < PROBE_INTERVAL_MAX_MS ? 2 * t->probe_ms : PROBE_INTERVAL_MAX_MS;
+}
+
 static void *background_thread(void *opaque)
 {
     struct vm *vm = opaque;
-    uint64_t evicted_before = 0, evicted, next_probe = 0, quiet = 0;
-    unsigned pause = SCAN_INTERVAL_MS, scans = 0;
+    struct tracker t = {.interval_ms = INTERVAL_MIN_MS,
+                        .probe_ms = PROBE_INTERVAL_MIN_MS};
+    bool end = false;
 
-    while (pause_ms(vm, TRIM_INTERVAL_MS / 2)) {
-        uint64_t now = clock_ns();
+    while (!end && (t.scans || pause_ms(vm, TRIM_INTERVAL_MS))) {
         struct sample s = {0};
-        bool end, useful;
+        bool useful;
 
-        evicted = stats_get(&vm->stats->evicted);
-        if (evicted == evicted_before) {
-            stats_set(&vm->stats->age_tracking, 0);
-            if (quiet++ > 1) {
+        if (!due(vm, &t)) {
+            if (t.quiet > 2) {
                 store_trim(&vm->store);
             }
             continue;
         }
-        evicted_before = evicted;
-        quiet = 0;
-        if (!vm->options->tracking || now < next_probe) {
-            continue;
-        }
         stats_set(&vm->stats->age_tracking, 1);
-        if (!observe(vm, &s, &end)) {
-            if (end) {
-                break;
-            }
-            atomic_store(&vm->ages_useful, false);
-            next_probe = clock_ns() + PROBE_INTERVAL_MAX_MS * NSEC_PER_MSEC;
+        if (!observe(vm, t.interval_ms, &s, &end)) {
+            t.probe_ms = PROBE_INTERVAL_MAX_MS;
+            back_off(vm, &t);
             continue;
         }
-        if (++scans < 2) {
+        if (++t.scans < 2) {
             continue; /* ages mean something from the second scan on */
         }
+        t.interval_ms = next_interval(&s);
         useful = tells_apart(&s);
-        atomic_store(&vm->ages_useful, useful);
         log_debug("access scan: %llu of %llu used again, %llu of %llu used anew%s",
                   (unsigned long long)s.was_used_again, (unsigned long long)s.was_used,
                   (unsigned long long)s.was_idle_used, (unsigned long long)s.was_idle,
                   useful ? "" : ": ages are not used");
         if (useful) {
-            pause = SCAN_INTERVAL_MS;
-        } else {
-            stats_set(&vm->stats->age_tracking, 0);
-            next_probe = clock_ns() + pause * NSEC_PER_MSEC;
-            pause = 2 * pause < PROBE_INTERVAL_MAX_MS ? 2 * pause : PROBE_INTERVAL_MAX_MS;
-            scans = 0;
+            atomic_store(&vm->ages_useful, true);
+            t.probe_ms = PROBE_INTERVAL_MIN_MS;
+            t.doubts = 0;
+        } else if (!atomic_load(&vm->ages_useful) || ++t.doubts >= DOUBTS_MAX) {
+            /* one look may fall into a change of what the guest does */
+            t.doubts = 0;
+            back_off(vm, &t);
         }
     }
     return NULL;

@@ -109,7 +109,7 @@ static int on_create(struct worker *w, struct conn *c)
         return refuse(c, ret, err);
     }
     c->region = r;
-    r->link_fd = c->fd;
+    region_set_link(r, c->fd);
     reply.region_id = r->id;
     reply.nr_shards = r->nr_shards;
     reply.table_size = r->table_size;
@@ -239,7 +239,7 @@ static int on_reconnect(struct worker *w, struct conn *c)
         if (r && r->attached && r->link_fd < 0 && !strcmp(r->name, req->create.name) &&
             r->base == req->attach.base && r->size == req->attach.size) {
             c->region = r;
-            r->link_fd = c->fd;
+            region_set_link(r, c->fd);
             log_info("region %s has its link back", r->name);
             return conn_reply(c, NULL, 0, NULL, 0);
         }
@@ -314,9 +314,7 @@ static void drop_conn(struct worker *w, int i)
     struct conn *c = w->conns[i];
 
     if (c->region) {
-        pthread_rwlock_wrlock(&w->vm.regions_lock);
-        c->region->link_fd = -1;
-        pthread_rwlock_unlock(&w->vm.regions_lock);
+        region_set_link(c->region, -1);
         if (!c->region->attached) {
             region_destroy(c->region);
         } else {
