@@ -285,11 +285,17 @@ static void greet_control(struct acceptor *a, struct conn *c)
     struct vm_slot *vm = find_vm(a, hello->vm_name);
     char text[UFFDMM_TEXT_MAX];
 
-    if (!vm || !vm->worker_pid || !may_control(c->uid, vm->qemu_uid)) {
+    if (!vm || !may_control(c->uid, vm->qemu_uid)) {
         snprintf(text, sizeof(text),
                  "there is no VM '%s' here; 'uffdmm list' shows those there are",
                  hello->vm_name);
         refuse(c, -ENOENT, text);
+    } else if (!vm->worker_pid) {
+        snprintf(
+            text, sizeof(text),
+            "the worker of VM '%s' has died: its guest is stalled, end QEMU process %d",
+            hello->vm_name, (int)vm->qemu_pid);
+        refuse(c, -EOWNERDEAD, text);
     } else if (hand_over(vm, c)) {
         refuse(c, -EAGAIN, "the worker of this VM is ending");
     }

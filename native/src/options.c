@@ -56,7 +56,7 @@ bool options_parse_size(const char *text, uint64_t *bytes)
         }
         shift = 10 * (unsigned)(s - suffixes + 1);
         end++;
-        if (*end && strcmp(end, "B") != 0 && strcmp(end, "iB") != 0) {
+        if (*end && strcmp(end, "iB") != 0) { /* "MB" is 10^6 to some */
             return false;
         }
         if (v > UINT64_MAX >> shift) {

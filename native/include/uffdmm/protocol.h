@@ -12,7 +12,9 @@
  * `length` payload bytes; descriptors travel as SCM_RIGHTS with the first byte
  * of the header, and `nr_fds` says how many.  A reply carries the type of its
  * request with UFFDMM_MSG_REPLY set, the same request id, and a status: 0, or
- * a negative errno, in which case the payload is a struct uffdmm_error.
+ * a negative errno, in which case the payload is a struct uffdmm_error.  A peer
+ * that is refused before its first message was read (wrong user, too many
+ * connections) gets such an error with request id 0, as a reply to HELLO.
  * Strings are NUL-terminated inside their arrays and NUL-padded.
  */
 #ifndef UFFDMM_PROTOCOL_H
@@ -156,7 +158,7 @@ enum uffdmm_policy_field { UFFDMM_POLICY_LIMIT = 1, UFFDMM_POLICY_READAHEAD = 2 
 struct uffdmm_policy {
     uint32_t fields;          /* or of enum uffdmm_policy_field */
     uint32_t readahead_pages; /* largest window, 1 (off) .. 64 */
-    uint64_t limit_bytes;     /* resident guest memory of the whole VM */
+    uint64_t limit_bytes;     /* resident guest memory of the whole VM, 0: no limit */
 };
 
 /* LIST: { start }; the reply is an array of these, as many as fit. */
@@ -167,7 +169,7 @@ struct uffdmm_list {
 
 struct uffdmm_list_entry {
     char vm_name[UFFDMM_NAME_MAX];
-    uint32_t worker_pid;
+    uint32_t worker_pid; /* 0: it has died, QEMU still runs */
     uint32_t qemu_pid;
 };
 
@@ -265,7 +267,7 @@ enum uffdmm_stats_consts {
     /*
      * Histogram of durations in nanoseconds, log-linear: bucket
      * 8 * (floor(log2 v) - 8) + (next three bits of v) for v >= 256,
-     * bucket 0 for less; the last one takes the rest (from 15 s up).
+     * bucket 0 for less; the last one takes the rest (from 16 s up).
      */
     UFFDMM_HIST_SUB_BITS = 3,
     UFFDMM_HIST_MIN_LOG2 = 8,
@@ -296,7 +298,7 @@ struct uffdmm_stats {
     uint64_t state;        /* enum uffdmm_worker_state */
     uint64_t nr_regions;
     uint64_t ram_bytes;          /* sum of the regions */
-    uint64_t limit_bytes;        /* policy in force */
+    uint64_t limit_bytes;        /* policy in force, 0: no limit */
     uint64_t readahead_pages;    /* policy in force */
     uint64_t resident_bytes;     /* guest pages in the memfds, by fstat */
     uint64_t resident_max_bytes; /* largest value seen of it */
