@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A peer that speaks the manager's side of the control protocol, and lies when told to.
+
+It runs in a thread on a real UNIX socket and hands out real memfds, so the code under test goes the
+way it goes in production.  ``tamper`` sees each reply before it is sent and may change it, or
+return None to close the connection instead.
+"""
+
+import array
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from uffdmm._native import ffi, lib
+
+HEADER_SIZE = ffi.sizeof("struct uffdmm_msg_header")
+
+
+def struct_bytes(cdecl: str, values: dict[str, Any]) -> bytes:
+    return bytes(ffi.buffer(ffi.new(f"{cdecl} *", values)))
+
+
+def stats_bytes(**values: Any) -> bytes:
+    """A valid statistics page with some fields set."""
+    defaults: dict[str, Any] = {
+        "magic": lib.UFFDMM_STATS_MAGIC,
+        "version": lib.UFFDMM_STATS_VERSION,
+        "state": lib.UFFDMM_WORKER_RUNNING,
+    }
+    return struct_bytes("struct uffdmm_stats", defaults | values)
+
+
+def memfd_of(content: bytes) -> int:
+    fd = os.memfd_create("test", os.MFD_CLOEXEC)
+    os.write(fd, content)
+    return fd
+
+
+@dataclass
+class Outgoing:
+    """A reply that is about to be sent."""
+
+    request_type: int
+    header: dict[str, int]
+    payload: bytes = b""
+    fds: list[int] = field(default_factory=list)
+    # Sent in place of header and payload when set.
+    raw: bytes | None = None
+    close_after: bool = False
+    # Pause after each byte.
+    drip_seconds: float = 0
+
+    def encode(self) -> bytes:
+        if self.raw is not None:
+            return self.raw
+        header = {"length": len(self.payload), "nr_fds": len(self.fds)} | self.header
+        return struct_bytes("struct uffdmm_msg_header", header) + self.payload
+
+
+Tamper = Callable[[Outgoing], Outgoing | None]
+
+
+@dataclass
+class FakeVm:
+    page: bytes
+    limit_bytes: int = 1 << 30
+    readahead_pages: int = 64
+    worker_pid: int = 11
+    qemu_pid: int = 22
+
+
+class FakeManager:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.vms: dict[str, FakeVm] = {}
+        self.tamper: Tamper | None = None
+        self.page_entries = 227  # what fits into one payload
+        self.requests: list[tuple[int, bytes]] = []
+        self.refuse_policy: tuple[int, str] | None = None
+        self.turn_away: tuple[int, str] | None = None
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen(16)
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # shutdown() wakes accept(); close() alone does not.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(5)
+            assert not thread.is_alive()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        vm_name = ""
+        with sock:
+            if self.turn_away:
+                # As the acceptor does it: nothing was read, so there is no request to answer.
+                refusal = _refuse(_reply(lib.UFFDMM_MSG_HELLO), *self.turn_away)
+                sock.sendall(refusal.encode())
+                return
+            while True:
+                raw = _exactly(sock, HEADER_SIZE)
+                if raw is None:
+                    return
+                header = ffi.from_buffer("struct uffdmm_msg_header *", raw)
+                payload = _exactly(sock, header.length)
+                assert payload is not None
+                assert header.magic == lib.UFFDMM_MAGIC
+                assert header.nr_fds == 0
+                self.requests.append((header.type, payload))
+                if header.type == lib.UFFDMM_MSG_HELLO:
+                    hello = ffi.from_buffer("struct uffdmm_hello *", payload)
+                    assert hello.role == lib.UFFDMM_ROLE_CONTROL
+                    assert hello.features == 0
+                    vm_name = ffi.string(hello.vm_name).decode()
+                outgoing = self._answer(header.type, payload, vm_name)
+                outgoing.header["request_id"] = header.request_id
+                if not self._send(sock, outgoing):
+                    return
+
+    def _answer(self, msg_type: int, payload: bytes, vm_name: str) -> Outgoing:
+        good = _reply(msg_type)
+        if vm_name and vm_name not in self.vms:
+            return _refuse(good, 2, f"no vm '{vm_name}' here")
+        if msg_type == lib.UFFDMM_MSG_HELLO:
+            good.payload = struct_bytes("struct uffdmm_hello_reply", {"pid": os.getpid()})
+        elif msg_type == lib.UFFDMM_MSG_LIST:
+            start = ffi.from_buffer("struct uffdmm_list *", payload).start
+            chosen = list(self.vms.items())[start : start + self.page_entries]
+            good.payload = b"".join(
+                struct_bytes(
+                    "struct uffdmm_list_entry",
+                    {
+                        "vm_name": name.encode(),
+                        "worker_pid": vm.worker_pid,
+                        "qemu_pid": vm.qemu_pid,
+                    },
+                )
+                for name, vm in chosen
+            )
+        elif msg_type == lib.UFFDMM_MSG_QUERY:
+            page = self.vms[vm_name].page
+            good.payload = struct_bytes("struct uffdmm_query_reply", {"stats_size": len(page)})
+            good.fds = [memfd_of(page)]
+        elif msg_type == lib.UFFDMM_MSG_SET_POLICY:
+            if self.refuse_policy:
+                return _refuse(good, *self.refuse_policy)
+            wanted = ffi.from_buffer("struct uffdmm_policy *", payload)
+            vm = self.vms[vm_name]
+            if wanted.fields & lib.UFFDMM_POLICY_LIMIT:
+                vm.limit_bytes = wanted.limit_bytes
+            if wanted.fields & lib.UFFDMM_POLICY_READAHEAD:
+                vm.readahead_pages = wanted.readahead_pages
+            good.payload = struct_bytes(
+                "struct uffdmm_policy",
+                {
+                    "fields": lib.UFFDMM_POLICY_LIMIT | lib.UFFDMM_POLICY_READAHEAD,
+                    "limit_bytes": vm.limit_bytes,
+                    "readahead_pages": vm.readahead_pages,
+                },
+            )
+        else:
+            return _refuse(good, 22, "unknown request")
+        return good
+
+    def _send(self, sock: socket.socket, outgoing: Outgoing) -> bool:
+        made = list(outgoing.fds)
+        tampered = self.tamper(outgoing) if self.tamper else outgoing
+        try:
+            if tampered is None:
+                return False
+            made += [fd for fd in tampered.fds if fd not in made]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", tampered.fds))]
+            data = tampered.encode()
+            step = 1 if tampered.drip_seconds else len(data)
+            try:
+                sock.sendmsg([data[:step]], rights if tampered.fds else [])
+                for index in range(step, len(data), step):
+                    time.sleep(tampered.drip_seconds)
+                    sock.send(data[index : index + step])
+            except (BrokenPipeError, ConnectionResetError):
+                return False
+            return not tampered.close_after
+        finally:
+            for fd in made:
+                os.close(fd)
+
+
+def _reply(msg_type: int) -> Outgoing:
+    header = {
+        "magic": lib.UFFDMM_MAGIC,
+        "version": lib.UFFDMM_VERSION,
+        "min_version": lib.UFFDMM_MIN_VERSION,
+        "type": msg_type | lib.UFFDMM_MSG_REPLY,
+    }
+    return Outgoing(msg_type, header)
+
+
+def _refuse(outgoing: Outgoing, code: int, text: str) -> Outgoing:
+    outgoing.header["status"] = -code
+    outgoing.payload = struct_bytes("struct uffdmm_error", {"text": text.encode()})
+    return outgoing
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes | None:
+    data = b""
+    while len(data) < size:
+        try:
+            part = sock.recv(size - len(data))
+        except ConnectionResetError:
+            return None
+        if not part:
+            return None
+        data += part
+    return data

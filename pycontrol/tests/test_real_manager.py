@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Client and command against the real manager, with a stand-in for QEMU."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uffdmm import ConnectError, Manager, ManagerError, NoSuchVmError, WorkerState, hostfacts
+from uffdmm.cli.app import main
+
+pytestmark = pytest.mark.manager
+
+MIB = 1 << 20
+SIZE = 24 * MIB
+LIMIT = 12 * MIB
+TOP = Path(__file__).parents[2]
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait for what another process is about to do."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, f"not within 10 s: {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    path = Path(os.environ.get("UFFDMM_MANAGER", TOP / "build/native/native/uffdmm-manager"))
+    if not os.access(path, os.X_OK):
+        pytest.skip(f"no manager at {path}: build it, or set UFFDMM_MANAGER")
+    if hostfacts.probe_host().uffd_device_error:
+        pytest.skip("no permission for /dev/userfaultfd")
+    return path
+
+
+@pytest.fixture
+def socket_path(program: Path, tmp_path: Path) -> Iterator[Path]:
+    """A running manager; nothing of it is left afterwards."""
+    store = tmp_path / "store"
+    store.mkdir()
+    # Not in tmp_path, which no other user may enter.
+    folder = Path(tempfile.mkdtemp(prefix="uffdmm-pytest-"))
+    folder.chmod(0o755)
+    path = folder / "manager.sock"
+    command = [
+        *(str(program), "--socket-path", str(path), "--store", f"file:{store}"),
+        *("--limit", str(LIMIT), "--no-tracking"),
+    ]
+    with (tmp_path / "manager.log").open("w") as log:
+        process = subprocess.Popen(command, stderr=log)
+    eventually(lambda: path.exists() or process.poll() is not None, "the manager listens")
+    assert process.poll() is None, (tmp_path / "manager.log").read_text()
+    yield path
+    process.terminate()
+    assert process.wait(10) == 0
+    folder.rmdir()  # the manager has removed its socket
+    eventually(lambda: not list(store.iterdir()), "the volumes are gone")
+
+
+class Vmm:
+    """The stand-in process."""
+
+    def __init__(self, socket_path: Path, vm_name: str) -> None:
+        script = Path(__file__).with_name("standin_vmm.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), str(socket_path), vm_name, str(SIZE)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def expect(self, line: str) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        got = self.process.stdout.readline().strip()
+        assert got == line, got or self.process.stderr.read()
+
+    def end(self) -> None:
+        self.process.communicate(timeout=10)
+        assert self.process.returncode == 0
+
+
+@pytest.fixture
+def vmm(socket_path: Path) -> Iterator[Vmm]:
+    """A VM of 24 MiB named demo that has verified its memory under a limit of 12 MiB."""
+    process = Vmm(socket_path, "demo")
+    try:
+        process.expect("attached")
+        process.expect("verified")
+        yield process
+    finally:
+        # SIGKILL: a process that waits in a fault ends by nothing else.
+        process.process.kill()
+        process.process.communicate()
+
+
+def test_nothing_to_list(socket_path: Path) -> None:
+    assert Manager(socket_path).list_vms() == []
+
+
+def test_unknown_vm(socket_path: Path) -> None:
+    with pytest.raises(NoSuchVmError, match="serves no VM named 'other'"):
+        Manager(socket_path).open_vm("other")
+
+
+def test_a_vm_comes_and_goes(socket_path: Path, vmm: Vmm) -> None:
+    manager = Manager(socket_path)
+    (entry,) = manager.list_vms()
+    assert entry.vm_name == "demo"
+    assert entry.qemu_pid == vmm.process.pid
+    assert Path(f"/proc/{entry.worker_pid}").exists()
+    vmm.end()
+    eventually(lambda: manager.list_vms() == [], "the VM left the list")
+    with pytest.raises(NoSuchVmError):
+        manager.open_vm("demo")
+    eventually(lambda: not Path(f"/proc/{entry.worker_pid}").exists(), "the worker ended")
+
+
+def test_statistics_add_up(socket_path: Path, vmm: Vmm) -> None:
+    with Manager(socket_path).open_vm("demo") as vm:
+        stats = vm.statistics()
+        assert stats.vm_name == "demo"
+        assert stats.state is WorkerState.RUNNING
+        assert stats.qemu_pid == vmm.process.pid
+        assert (stats.nr_regions, stats.ram_bytes, stats.limit_bytes) == (1, SIZE, LIMIT)
+        assert 0 < stats.resident_bytes <= LIMIT
+        assert stats.resident_max_bytes <= LIMIT + 8 * MIB
+        # Every page was written once: what is not resident is in the store.
+        eventually(
+            lambda: _resident_and_stored(vm.statistics()) == SIZE, "resident and stored fill the VM"
+        )
+        stats = vm.statistics()
+        assert stats.faults >= stats.faults_zero + stats.faults_store > 0
+        assert stats.evicted * 4096 >= SIZE - LIMIT
+        assert stats.store_write_bytes >= SIZE - LIMIT
+        assert stats.store_errors == stats.checksum_errors == stats.lost_pages == 0
+        assert stats.fault_hist.total > 0
+        # The sum of all times lies between the bounds of the buckets.
+        low = sum(low * count for low, _, count in stats.fault_hist.buckets())
+        high = sum(high * count for _, high, count in stats.fault_hist.buckets())
+        assert low <= stats.fault_ns <= high
+        p50, p99 = stats.fault_hist.percentile(0.5), stats.fault_hist.percentile(0.99)
+        assert p50 is not None
+        assert p99 is not None
+        assert 0 < p50 <= p99 < 10
+
+
+def _resident_and_stored(stats: Any) -> int:
+    total: int = stats.resident_bytes + stats.stored_bytes + stats.zero_bytes
+    return total
+
+
+def test_heartbeat_beats_while_idle(socket_path: Path, vmm: Vmm) -> None:
+    with Manager(socket_path).open_vm("demo") as vm:
+        before = vm.statistics().heartbeat_ns
+        eventually(lambda: vm.statistics().heartbeat_ns > before, "a heartbeat")
+        assert vm.statistics().heartbeat_age < 5
+
+
+def test_lower_limit_takes_effect(socket_path: Path, vmm: Vmm) -> None:
+    with Manager(socket_path).open_vm("demo") as vm:
+        policy = vm.set_policy(limit_bytes=9 * MIB)
+        assert (policy.limit_bytes, vm.statistics().limit_bytes) == (9 * MIB, 9 * MIB)
+        eventually(lambda: vm.statistics().resident_bytes <= 9 * MIB, "memory was evicted")
+        assert vm.set_policy(readahead_pages=4).limit_bytes == 9 * MIB
+        assert vm.statistics().readahead_pages == 4
+        assert vm.set_policy(limit_bytes=0).limit_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"limit_bytes": 4096}, "too small"),
+        ({"readahead_pages": 65}, "read-ahead of 65 pages"),
+        ({"limit_bytes": 10 * MIB, "readahead_pages": 1000}, "read-ahead of 1000 pages"),
+    ],
+)
+def test_refused_policy_changes_nothing(
+    socket_path: Path, vmm: Vmm, change: dict[str, int], words: str
+) -> None:
+    with Manager(socket_path).open_vm("demo") as vm:
+        before = vm.statistics()
+        with pytest.raises(ManagerError, match=words):
+            vm.set_policy(**change)
+        after = vm.statistics()
+    assert after.limit_bytes == before.limit_bytes
+    assert after.readahead_pages == before.readahead_pages
+
+
+def test_the_command(socket_path: Path, vmm: Vmm, capfd: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str) -> Any:
+        assert main(["--socket", str(socket_path), *arguments, "--json"]) == 0
+        return json.loads(capfd.readouterr().out)
+
+    (listed,) = run("list")["vms"]
+    assert listed["vm_name"] == "demo"
+    assert listed["state"] == "running"
+    assert run("set-policy", "demo", "--limit", "50%")["limit_bytes"] == SIZE // 2
+    status = run("status", "demo")
+    assert status["limit_bytes"] == SIZE // 2
+    assert 0 < status["fault_p50_us"] <= status["fault_p99_us"]
+    assert main(["--socket", str(socket_path), "status", "demo"]) == 0
+    assert re.search(r"^state +running$", capfd.readouterr().out, re.MULTILINE)
+    assert main(["--socket", str(socket_path), "status", "other"]) == 4
+    assert main(["--socket", str(socket_path), "set-policy", "demo", "--limit", "8K"]) == 5
+    assert "too small" in capfd.readouterr().err
+
+
+def test_manager_that_has_ended(program: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConnectError):
+        Manager(tmp_path / "manager.sock").list_vms()
+
+
+def as_another_user(socket_path: Path) -> int:
+    """Exit code of ``uffdmm list`` as nobody; a child, since there is no way back from it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            code = main(["--socket", str(socket_path), "list"])
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_cannot_connect(socket_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert as_another_user(socket_path) == 3
+    assert "no permission to connect to the manager socket" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_is_turned_away(socket_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Opened up by an administrator, the socket still serves nobody else."""
+    socket_path.chmod(0o666)
+    assert as_another_user(socket_path) == 5
+    error = capfd.readouterr().err
+    assert "user 65534 may not use this manager: start it with --allow-uid" in error
