@@ -41,6 +41,7 @@ struct vm_slot {
     uid_t qemu_uid;
     pid_t worker_pid; /* 0: it has died, but QEMU still runs on its memory */
     int channel;
+    uint64_t handed_over; /* connections sent over the channel */
 };
 
 struct acceptor {
@@ -93,7 +94,8 @@ static int listen_on(struct acceptor *a, const char *path)
         return -EADDRINUSE;
     }
     unlink(path); /* left behind by a manager that was killed */
-    old = umask(0177);
+    /* who may connect is decided by SO_PEERCRED; without --allow-uid nobody else needs to */
+    old = umask(a->options->nr_uids ? 0111 : 0177);
     ret = bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0 || listen(fd, 64) < 0
               ? -errno
               : 0;
@@ -192,11 +194,12 @@ static void start_worker(struct acceptor *a, struct conn *c)
     a->vms[a->nr_vms].qemu_pid = c->pid;
     a->vms[a->nr_vms].qemu_uid = c->uid;
     a->vms[a->nr_vms].worker_pid = pid;
+    a->vms[a->nr_vms].handed_over = 0;
     a->vms[a->nr_vms++].channel = channel[0];
 }
 
 /* Gives the connection, with the HELLO that was read from it, to a worker. */
-static int hand_over(const struct vm_slot *vm, const struct conn *c)
+static int hand_over(struct vm_slot *vm, const struct conn *c)
 {
     struct worker_handover h;
     union {
@@ -218,7 +221,11 @@ static int hand_over(const struct vm_slot *vm, const struct conn *c)
     cm->cmsg_type = SCM_RIGHTS;
     cm->cmsg_len = CMSG_LEN(sizeof(int));
     memcpy(CMSG_DATA(cm), &c->fd, sizeof(int));
-    return sendmsg(vm->channel, &mh, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
+    if (sendmsg(vm->channel, &mh, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
+        return -errno;
+    }
+    vm->handed_over++;
+    return 0;
 }
 
 /* ---- messages ------------------------------------------------------------ */
@@ -308,6 +315,15 @@ static bool on_hello(struct acceptor *a, struct conn *c)
     struct uffdmm_hello_reply reply = {.pid = (uint32_t)getpid(),
                                        .agent = "uffdmm-manager " UFFDMM_PROGRAM_VERSION};
 
+    if (!uid_ok(a, c->uid)) {
+        char text[UFFDMM_TEXT_MAX];
+
+        snprintf(text, sizeof(text),
+                 "user %d may not use this manager: start it with --allow-uid %d",
+                 (int)c->uid, (int)c->uid);
+        refuse(c, -EACCES, text);
+        return false;
+    }
     if (c->header.type != UFFDMM_MSG_HELLO || c->header.length != sizeof(*hello) ||
         c->nr_fds) {
         refuse(c, -EPROTO, "the first message of a connection must be HELLO");
@@ -393,7 +409,6 @@ static void on_listen(struct acceptor *a)
 {
     int fd = accept4(a->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     struct conn *c;
-    char text[UFFDMM_TEXT_MAX];
 
     if (fd < 0) {
         return;
@@ -403,14 +418,6 @@ static void on_listen(struct acceptor *a)
         return;
     }
     c->header.type = UFFDMM_MSG_HELLO; /* what a refusal answers */
-    if (!uid_ok(a, c->uid)) {
-        snprintf(text, sizeof(text),
-                 "user %d may not use this manager: start it with --allow-uid %d",
-                 (int)c->uid, (int)c->uid);
-        refuse(c, -EACCES, text);
-        conn_free(c);
-        return;
-    }
     if (a->nr_pending == PENDING_MAX) {
         refuse(c, -EBUSY, "too many connections: close some");
         conn_free(c);
@@ -439,8 +446,10 @@ static void on_child(struct acceptor *a, pid_t pid, int status)
             (int)pid, a->vms[i].name, WTERMSIG(status), (int)a->vms[i].qemu_pid);
         /* the name stays taken: its volume holds pages of a guest that may still exist */
         a->vms[i].worker_pid = 0;
-        close(a->vms[i].channel);
-        a->vms[i].channel = -1;
+        if (a->vms[i].channel >= 0) {
+            close(a->vms[i].channel);
+            a->vms[i].channel = -1;
+        }
         return;
     }
 }
@@ -465,11 +474,30 @@ static bool on_signal(struct acceptor *a)
     return true;
 }
 
+/* A worker would end, or has closed its channel by dying. */
+static void on_channel(struct acceptor *a, int i)
+{
+    struct worker_farewell bye;
+    ssize_t n = recv(a->vms[i].channel, &bye, sizeof(bye), MSG_DONTWAIT);
+
+    if (n == (ssize_t)sizeof(bye)) {
+        if (bye.received == a->vms[i].handed_over) {
+            forget(a, i); /* closes the channel: the worker may go */
+        }
+    } else if (n >= 0 || errno != EAGAIN) {
+        /* its end as a child says the rest */
+        close(a->vms[i].channel);
+        a->vms[i].channel = -1;
+    }
+}
+
 static void serve(struct acceptor *a)
 {
+    static struct pollfd fds[2 + PENDING_MAX + VMS_MAX];
+
     for (;;) {
-        struct pollfd fds[2 + PENDING_MAX];
-        int nr = a->nr_pending;
+        int nr = a->nr_pending, vms = a->nr_vms;
+        struct pollfd *channels = fds + 2 + nr;
         uint64_t now;
 
         fds[0] = (struct pollfd){.fd = a->listen_fd, .events = POLLIN};
@@ -477,9 +505,17 @@ static void serve(struct acceptor *a)
         for (int i = 0; i < nr; i++) {
             fds[2 + i] = (struct pollfd){.fd = a->pending[i]->fd, .events = POLLIN};
         }
+        for (int i = 0; i < vms; i++) {
+            channels[i] = (struct pollfd){.fd = a->vms[i].channel, .events = POLLIN};
+        }
         /* only connections without a HELLO have a deadline: nobody else costs wake-ups */
-        if (poll(fds, (nfds_t)(2 + nr), nr ? 1000 : -1) < 0) {
+        if (poll(fds, 2 + (nfds_t)nr + (nfds_t)vms, nr ? 1000 : -1) < 0) {
             continue;
+        }
+        for (int i = vms - 1; i >= 0; i--) {
+            if (channels[i].fd >= 0 && channels[i].revents) {
+                on_channel(a, i);
+            }
         }
         now = clock_ns();
         for (int i = nr - 1; i >= 0; i--) {
@@ -527,6 +563,7 @@ int acceptor_run(const struct options *options)
     sigaddset(&set, SIGCHLD);
     sigprocmask(SIG_SETMASK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file size limit is an error like any other */
     a->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     log_info("version %s, listening on %s, store %s", UFFDMM_PROGRAM_VERSION,
              options->socket_path ? options->socket_path : "an inherited socket",

@@ -48,6 +48,7 @@ struct worker {
     bool store_open;
     struct conn *conns[CONNS_MAX];
     int nr_conns;
+    uint64_t received; /* connections handed over by the acceptor */
     uint64_t ticks;
     uint64_t discards_counted;
 };
@@ -374,6 +375,7 @@ static bool on_channel(struct worker *w)
         return n != 0;
     }
     memcpy(&fd, CMSG_DATA(cm), sizeof(fd));
+    w->received++;
     c = conn_new(fd);
     if (c) {
         c->header = h.header;
@@ -516,6 +518,14 @@ static int worker_init(struct worker *w, const struct options *options,
     return ret;
 }
 
+static void close_channel(struct worker *w)
+{
+    if (w->channel >= 0) {
+        close(w->channel);
+        w->channel = -1;
+    }
+}
+
 static void worker_end(struct worker *w)
 {
     struct vm *vm = &w->vm;
@@ -527,9 +537,13 @@ static void worker_end(struct worker *w)
             region_destroy(vm->regions[i]);
         }
     }
+    while (w->nr_conns) {
+        conn_free(w->conns[--w->nr_conns]);
+    }
     if (w->store_open) {
         store_close(&vm->store);
     }
+    close_channel(w);
 }
 
 /* SIGTERM ends a worker without a VM; with one it must not. */
@@ -561,11 +575,39 @@ static int open_signals(void)
     return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
+static bool idle(const struct worker *w)
+{
+    return !w->nr_conns && !stats_get(&w->vm.stats->nr_regions);
+}
+
+/*
+ * Nothing is left to serve: agrees with the acceptor on that.  True when this
+ * worker may end; false when a connection was on its way.
+ */
+static bool farewell(struct worker *w)
+{
+    struct worker_farewell bye = {.received = w->received};
+    struct pollfd pfd = {.fd = w->channel, .events = POLLIN};
+
+    if (w->store_open) {
+        store_close(&w->vm.store); /* a successor makes one of the same name */
+        w->store_open = false;
+    }
+    if (w->channel < 0 ||
+        send(w->channel, &bye, sizeof(bye), MSG_NOSIGNAL) != (ssize_t)sizeof(bye)) {
+        return true;
+    }
+    while (poll(&pfd, 1, -1) < 0 && errno == EINTR) {
+        continue;
+    }
+    return !on_channel(w) && idle(w);
+}
+
 static void serve_vm(struct worker *w)
 {
     uint64_t next_tick = 0;
 
-    while (w->nr_conns || stats_get(&w->vm.stats->nr_regions)) {
+    while (!idle(w) || !farewell(w)) {
         struct pollfd fds[3 + CONNS_MAX];
         int nr = w->nr_conns;
         uint64_t now = clock_ns();
@@ -580,7 +622,7 @@ static void serve_vm(struct worker *w)
             tick(w);
             next_tick = now + TICK_MS * NSEC_PER_MSEC;
         }
-        if (poll(fds, (nfds_t)(3 + nr), TICK_MS) <= 0) {
+        if (poll(fds, 3 + (nfds_t)nr, TICK_MS) <= 0) {
             continue;
         }
         if (fds[0].revents) {
@@ -593,8 +635,7 @@ static void serve_vm(struct worker *w)
         }
         if (fds[1].revents && !on_channel(w)) {
             log_info("the acceptor has ended: this worker goes on until its VM ends");
-            close(w->channel);
-            w->channel = -1;
+            close_channel(w);
         }
         if (fds[2].revents && !on_signal(w)) {
             return;
@@ -618,12 +659,16 @@ int worker_run(const struct options *options, struct conn *first, int channel)
     if (ret) {
         log_error("%s", err);
         conn_reply_error(first, ret, err);
-        return EXIT_FAILURE;
+        conn_free(first);
+    } else {
+        log_info("serving QEMU process %d", (int)w->vm.qemu_pid);
+        welcome(w, first);
+        serve_vm(w);
+        log_info("QEMU process %d is done with its memory", (int)w->vm.qemu_pid);
     }
-    log_info("serving QEMU process %d", (int)w->vm.qemu_pid);
-    welcome(w, first);
-    serve_vm(w);
-    worker_end(w);
-    log_info("QEMU process %d is done with its memory", (int)w->vm.qemu_pid);
-    return EXIT_SUCCESS;
+    if (w) {
+        worker_end(w);
+        free(w);
+    }
+    return ret ? EXIT_FAILURE : EXIT_SUCCESS;
 }

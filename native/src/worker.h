@@ -13,6 +13,15 @@
  */
 int worker_run(const struct options *options, struct conn *first, int channel);
 
+/*
+ * Worker to acceptor: it has nothing left to serve and would end.  The acceptor
+ * closes the channel if it has handed over no connection that the worker does
+ * not know of; else the worker finds that connection and goes on.
+ */
+struct worker_farewell {
+    uint64_t received; /* connections handed over so far */
+};
+
 /* A connection whose HELLO the acceptor has read, with its descriptor. */
 struct worker_handover {
     struct uffdmm_msg_header header;
