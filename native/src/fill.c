@@ -8,11 +8,7 @@
  * left out of the window.  The claimed pages are read with one request for each
  * run of neighbouring slots, checked, and copied into place with one ioctl for
  * each run of neighbouring pages.  Then each becomes CLEAN (its slot still
- * holds the same bytes) or RESIDENT.
- *
- * Only QEMU may change a claimed entry, by a discard.  Then the final
- * compare-and-swap fails: the content that was copied is the guest's own old one, or
- * the hole that QEMU punches after it, and MAYHOLE says that a hole is right.
+ * holds the same bytes) or RESIDENT (install.c).
  *
  * Whatever cannot be completed goes back to what it was, and nothing of it has
  * become visible: guest memory sees checked bytes or waits.
@@ -25,8 +21,8 @@
 
 #include "clock.h"
 #include "log.h"
-#include "queue.h"
 #include "vm.h"
+#include "window.h"
 
 /* How long to poll for a read before sleeping. */
 #define READ_SPIN_NS (300 * NSEC_PER_USEC)
@@ -36,29 +32,6 @@
 
 /* A page whose checksum does not match is read again at once this often. */
 #define READ_RETRIES 2
-
-enum claim_kind { CLAIM_NONE, CLAIM_ZERO, CLAIM_WORD, CLAIM_FILE };
-
-struct claim {
-    enum claim_kind kind;
-    bool ready;       /* its bytes are in the buffer and checked */
-    uint64_t before;  /* entry to go back to */
-    uint64_t filling; /* entry while claimed */
-    uint64_t after;   /* entry when in place */
-};
-
-struct window {
-    struct shard *shard;
-    uint64_t pfn;    /* first page */
-    uint32_t nr;     /* pages looked at */
-    uint32_t demand; /* the one that somebody waits for */
-    struct claim claims[WINDOW_MAX];
-};
-
-static void *page_buffer(const struct shard *sh, uint32_t i)
-{
-    return (char *)sh->buffer + (size_t)i * PAGE_SIZE_4K;
-}
 
 /* Claims page @i of the window; false when it is not to be had. */
 static bool claim_page(struct window *w, uint32_t i)
@@ -134,48 +107,13 @@ static bool claim_page(struct window *w, uint32_t i)
     return true;
 }
 
-/* Gives a claimed page back as it was; a discard that came meanwhile stays. */
-static void unclaim(struct window *w, uint32_t i)
-{
-    struct claim *c = &w->claims[i];
-    entry_t *p = &w->shard->region->entries[w->pfn + i];
-
-    if (!entry_cas(p, c->filling, c->before)) {
-        entry_clear_busy(p);
-    } else if (entry_state(c->before) == UFFDMM_PAGE_STORED) {
-        vm_count_stored(w->shard->region->vm, c->before, 1);
-    }
-    c->kind = CLAIM_NONE;
-}
-
-/* Page @i is in memory: says so in the table. */
-static void settle(struct window *w, uint32_t i)
-{
-    struct region *r = w->shard->region;
-    struct claim *c = &w->claims[i];
-    uint64_t pfn = w->pfn + i;
-    entry_t *p = &r->entries[pfn];
-
-    r->ages[pfn] = AGE_NEW;
-    if (!entry_cas(p, c->filling, c->after)) {
-        uint64_t e = entry_load(p);
-
-        vm_free_slot(r->vm, e);
-        atomic_store_explicit(
-            p, entry_make(UFFDMM_PAGE_RESIDENT, UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e), 0),
-            memory_order_release);
-    }
-    queue_push(r->vm, &r->blocks[pfn / BLOCK_PAGES]);
-    c->kind = CLAIM_NONE;
-}
-
 /* True when the bytes of page @i in the buffer are those that were stored. */
 static bool verify(const struct window *w, uint32_t i)
 {
     const struct region *r = w->shard->region;
     uint64_t pfn = w->pfn + i;
 
-    return store_checksum(page_buffer(w->shard, i), r->id, pfn,
+    return store_checksum(window_buffer(w, i), r->id, pfn,
                           entry_gen(w->claims[i].filling)) == r->records[pfn];
 }
 
@@ -185,7 +123,7 @@ static bool read_again(const struct window *w, uint32_t i)
     struct shard *sh = w->shard;
     struct vm *vm = sh->region->vm;
     uint64_t slot = entry_slot(w->claims[i].filling);
-    struct iovec iov = {.iov_base = page_buffer(sh, i), .iov_len = PAGE_SIZE_4K};
+    struct iovec iov = {.iov_base = window_buffer(w, i), .iov_len = PAGE_SIZE_4K};
     struct io_request req;
 
     for (int n = 0; n < READ_RETRIES; n++) {
@@ -223,7 +161,7 @@ static void read_slots(struct window *w)
                entry_slot(w->claims[i + n].filling) == slot + n) {
             n++;
         }
-        iovs[nr] = (struct iovec){.iov_base = page_buffer(sh, i),
+        iovs[nr] = (struct iovec){.iov_base = window_buffer(w, i),
                                   .iov_len = (size_t)n * PAGE_SIZE_4K};
         reqs[nr] = store_request(&vm->store, false, &iovs[nr], 1, slot, iovs[nr].iov_len);
         firsts[nr++] = i;
@@ -257,64 +195,9 @@ static void read_slots(struct window *w)
                     vm->store.dir, vm->store.file,
                     reqs[k].result ? strerror(-reqs[k].result) : "checksum mismatch");
             }
-            unclaim(w, i);
+            window_unclaim(w, i);
         }
     }
-}
-
-/*
- * Puts claimed pages [@i, @end), all data or all zero, into guest memory.
- * SERVED when each is in place, else why page @i and those behind it are not.
- */
-static enum serve_outcome install_run(struct window *w, uint32_t i, uint32_t end,
-                                      bool zero)
-{
-    static uint64_t logged;
-    struct shard *sh = w->shard;
-    struct region *r = sh->region;
-    enum serve_outcome result = SERVED;
-    unsigned tries = 0;
-
-    while (i < end) {
-        uint64_t addr = page_addr(r, w->pfn + i);
-        size_t len = (size_t)(end - i) * PAGE_SIZE_4K, done = 0;
-        enum uffd_outcome out =
-            zero ? uffd_zero(sh->uffd, addr, len, &done)
-                 : uffd_copy(sh->uffd, addr, page_buffer(sh, i), len, &done);
-
-        for (size_t n = done / PAGE_SIZE_4K; n; n--) {
-            settle(w, i++);
-            atomic_fetch_add_explicit(&r->vm->resident, 1, memory_order_relaxed);
-        }
-        if (out == UFFD_DONE) {
-            break;
-        }
-        if (out == UFFD_PRESENT && !done) {
-            /* memory has the page: memory wins, and who waits looks again */
-            settle(w, i);
-            uffd_wake(sh->uffd, page_addr(r, w->pfn + i), PAGE_SIZE_4K);
-            i++;
-        } else if (out == UFFD_AGAIN || done) {
-            if (!done && ++tries > 50) {
-                result = AGAIN_SOON;
-                break;
-            }
-        } else {
-            result = out == UFFD_GONE ? GONE : AGAIN_STORE;
-            if (out == UFFD_ERROR && log_ratelimit(&logged, NSEC_PER_SEC)) {
-                log_error("region %s: page %llu cannot be put in place: %s", r->name,
-                          (unsigned long long)(w->pfn + i), strerror(errno));
-            }
-            break;
-        }
-    }
-    while (i < end) {
-        if (w->claims[i].kind != CLAIM_NONE) {
-            unclaim(w, i);
-        }
-        i++;
-    }
-    return result;
 }
 
 static void fill_word(void *page, uint64_t word)
@@ -350,7 +233,7 @@ static uint32_t install_end(struct window *w, uint32_t i)
             break;
         }
         if (w->claims[i].kind == CLAIM_WORD) {
-            fill_word(page_buffer(w->shard, i), w->shard->region->records[w->pfn + i]);
+            fill_word(window_buffer(w, i), w->shard->region->records[w->pfn + i]);
         }
     }
     return i;
@@ -387,7 +270,7 @@ enum serve_outcome fill_pages(struct shard *sh, uint64_t pfn, uint64_t first, ui
         end = install_end(&w, i);
         demanded = i <= w.demand && w.demand < end;
         stats_add(&stats->readahead_in, end - i - demanded);
-        out = install_run(&w, i, end, w.claims[i].kind == CLAIM_ZERO);
+        out = window_install(&w, i, end, w.claims[i].kind == CLAIM_ZERO);
         if (demanded || out == GONE) {
             result = out;
         }

@@ -25,6 +25,8 @@ struct io_request {
 
 struct io {
     struct io_uring ring;
+    bool deferred; /* completions have to be asked for */
+    bool enabled;  /* by the thread that it belongs to */
 };
 
 /* 0 or a negative errno. */

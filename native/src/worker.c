@@ -598,7 +598,6 @@ static bool farewell(struct worker *w)
         return true;
     }
     while (poll(&pfd, 1, -1) < 0 && errno == EINTR) {
-        continue;
     }
     return !on_channel(w) && idle(w);
 }

@@ -152,13 +152,16 @@ struct uffdmm_query_reply {
     uint64_t stats_size;
 };
 
-enum uffdmm_policy_field { UFFDMM_POLICY_LIMIT = 1, UFFDMM_POLICY_READAHEAD = 2 };
+enum uffdmm_policy_field {
+    UFFDMM_POLICY_LIMIT = 1,    /* limit_bytes */
+    UFFDMM_POLICY_READAHEAD = 2 /* readahead_pages */
+};
 
 /* SET_POLICY changes the fields named; the reply carries all in force. */
 struct uffdmm_policy {
     uint32_t fields;          /* or of enum uffdmm_policy_field */
     uint32_t readahead_pages; /* largest window, 1 (off) .. 64 */
-    uint64_t limit_bytes;     /* resident guest memory of the whole VM, 0: no limit */
+    uint64_t limit_bytes;     /* resident memory of the whole VM, 0: no limit */
 };
 
 /* LIST: { start }; the reply is an array of these, as many as fit. */
@@ -228,7 +231,7 @@ struct uffdmm_table_header {
  */
 enum uffdmm_entry_layout {
     UFFDMM_ENTRY_STATE_MASK = 0xf,
-    /* somebody works on the page outside the table: leave it alone until clear */
+    /* somebody works on the page outside the table: leave it alone */
     UFFDMM_ENTRY_BUSY = 0x10,
     /* a discard of QEMU raced with a fill: a hole here reads as zero */
     UFFDMM_ENTRY_MAYHOLE = 0x20,
@@ -343,7 +346,7 @@ struct uffdmm_stats {
     uint64_t lost_pages; /* pages that became LOST */
 
     uint64_t reserved[32];
-    uint64_t fault_hist[UFFDMM_HIST_BUCKETS]; /* message read to page in place */
+    uint64_t fault_hist[UFFDMM_HIST_BUCKETS]; /* from message to page */
 };
 
 #endif

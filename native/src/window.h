@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The pages of one fill, between the table, the buffer and guest memory. */
+#ifndef UFFDMM_WINDOW_H
+#define UFFDMM_WINDOW_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "config.h"
+#include "fill.h"
+
+struct shard;
+
+enum claim_kind { CLAIM_NONE, CLAIM_ZERO, CLAIM_WORD, CLAIM_FILE };
+
+struct claim {
+    enum claim_kind kind;
+    bool ready;       /* its bytes are in the buffer and checked */
+    uint64_t before;  /* entry to go back to */
+    uint64_t filling; /* entry while claimed */
+    uint64_t after;   /* entry when in place */
+};
+
+struct window {
+    struct shard *shard;
+    uint64_t pfn;    /* first page */
+    uint32_t nr;     /* pages looked at */
+    uint32_t demand; /* the one that somebody waits for */
+    struct claim claims[WINDOW_MAX];
+};
+
+/* Where the bytes of page @i are gathered. */
+void *window_buffer(const struct window *w, uint32_t i);
+
+/* Gives a claimed page back as it was; a discard that came meanwhile stays. */
+void window_unclaim(struct window *w, uint32_t i);
+
+/*
+ * Puts claimed pages [@i, @end), all data or all @zero, into guest memory.
+ * SERVED when each is in place, else why the rest of them are not.
+ */
+enum serve_outcome window_install(struct window *w, uint32_t i, uint32_t end, bool zero);
+
+#endif
