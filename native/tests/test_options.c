@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The manager's command line: what is accepted, and that nothing else is. */
+#include "unit.h"
+
+#include "options.h"
+
+#include <fcntl.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static void sizes_have_suffixes_in_powers_of_1024(void **state)
+{
+    uint64_t bytes = 0;
+    (void)state;
+
+    assert_true(options_parse_size("0", &bytes));
+    assert_int_equal(bytes, 0);
+    assert_true(options_parse_size("4096", &bytes));
+    assert_int_equal(bytes, 4096);
+    assert_true(options_parse_size("512M", &bytes));
+    assert_int_equal(bytes, 512ULL << 20);
+    assert_true(options_parse_size("1g", &bytes));
+    assert_int_equal(bytes, 1ULL << 30);
+    assert_true(options_parse_size("3KiB", &bytes));
+    assert_int_equal(bytes, 3072);
+    assert_true(options_parse_size("2TiB", &bytes));
+    assert_int_equal(bytes, 2ULL << 40);
+}
+
+static void what_is_no_size_is_refused(void **state)
+{
+    static const char *const bad[] = {
+        "",
+        " 1",
+        "-1",
+        "+1",
+        "1.5G",
+        "M",
+        "1X",
+        "1MM",
+        "1Mi",
+        "1MB",
+        "1M ",
+        "0x10",
+        "99999999999999999999",
+        "18446744073709551615K",
+        "16777216T",
+    };
+    (void)state;
+
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        uint64_t bytes = 7;
+        if (options_parse_size(bad[i], &bytes)) {
+            fail_msg("'%s' was taken for a size", bad[i]);
+        }
+        assert_int_equal(bytes, 7);
+    }
+}
+
+/* Parses with the messages for the user out of the way. */
+static enum options_outcome parse(struct options *o, char *const *words, int nr)
+{
+    char *argv[16] = {(char *)(uintptr_t) "uffdmm-manager"};
+    int null = open("/dev/null", O_WRONLY);
+    int out = dup(1);
+    int err = dup(2);
+
+    memcpy(argv + 1, words, (size_t)nr * sizeof(*words));
+    optind = 0; /* start over */
+    fflush(stdout);
+    dup2(null, 1);
+    dup2(null, 2);
+    enum options_outcome outcome = options_parse(o, nr + 1, argv);
+    fflush(stdout);
+    dup2(out, 1);
+    dup2(err, 2);
+    close(null);
+    close(out);
+    close(err);
+    return outcome;
+}
+
+#define PARSE(o, ...)                      \
+    parse(o, (char *const[]){__VA_ARGS__}, \
+          (int)(sizeof((char *const[]){__VA_ARGS__}) / sizeof(char *)))
+
+static char socket_opt[] = "--socket-path=/run/x.sock";
+static char store_opt[] = "--store=file:/var/lib/x";
+
+static void a_good_line_gives_all_values(void **state)
+{
+    struct options o;
+    char store[] = "--store=file:/var/lib/x,size=2G";
+    char limit[] = "--limit=50%";
+    char readahead[] = "--readahead=16";
+    char spin[] = "--spin-max-us=7";
+    char uid[] = "--allow-uid=107";
+    char tracking[] = "--no-tracking";
+    (void)state;
+
+    assert_int_equal(PARSE(&o, socket_opt, store, limit, readahead, spin, uid, tracking),
+                     OPTIONS_RUN);
+    assert_string_equal(o.socket_path, "/run/x.sock");
+    assert_string_equal(o.store_dir, "/var/lib/x");
+    assert_int_equal(o.store_bytes, 2ULL << 30);
+    assert_int_equal(o.limit_percent, 50);
+    assert_int_equal(o.limit_bytes, 0);
+    assert_int_equal(o.readahead_pages, 16);
+    assert_int_equal(o.spin_max_ns, 7000);
+    assert_int_equal(o.nr_uids, 1);
+    assert_int_equal(o.uids[0], 107);
+    assert_false(o.tracking);
+}
+
+static void bad_values_are_usage_errors(void **state)
+{
+    static const char *const bad[] = {
+        "--limit=0",
+        "--limit=101%",
+        "--limit=half",
+        "--limit=%",
+        "--readahead=0",
+        "--readahead=65",
+        "--spin-max-us=x",
+        "--allow-uid=-1",
+        "--log-level=loud",
+        "--no-such",
+        "--store=nbd:x",
+        "--store=file:",
+        "--store=file:/x,size=",
+        "--store=file:/x,sise=1G",
+        "surplus",
+    };
+    struct options o;
+    (void)state;
+
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        char word[64];
+        strcpy(word, bad[i]);
+        if (PARSE(&o, socket_opt, store_opt, word) != OPTIONS_EXIT_USAGE) {
+            fail_msg("'%s' was accepted", bad[i]);
+        }
+    }
+}
+
+static void socket_and_store_are_needed(void **state)
+{
+    struct options o;
+    char fd[] = "--fd=5";
+    (void)state;
+
+    assert_int_equal(PARSE(&o, store_opt), OPTIONS_EXIT_USAGE);
+    assert_int_equal(PARSE(&o, socket_opt), OPTIONS_EXIT_USAGE);
+    assert_int_equal(PARSE(&o, socket_opt, fd, store_opt), OPTIONS_EXIT_USAGE);
+    assert_int_equal(PARSE(&o, fd, store_opt), OPTIONS_RUN);
+    assert_int_equal(o.fd, 5);
+}
+
+static void information_exits_well(void **state)
+{
+    struct options o;
+    char version[] = "--version";
+    char help[] = "--help";
+    char capabilities[] = "--print-capabilities";
+    (void)state;
+
+    assert_int_equal(PARSE(&o, version), OPTIONS_EXIT_OK);
+    assert_int_equal(PARSE(&o, help), OPTIONS_EXIT_OK);
+    assert_int_equal(PARSE(&o, capabilities), OPTIONS_EXIT_OK);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sizes_have_suffixes_in_powers_of_1024),
+        cmocka_unit_test(what_is_no_size_is_refused),
+        cmocka_unit_test(a_good_line_gives_all_values),
+        cmocka_unit_test(bad_values_are_usage_errors),
+        cmocka_unit_test(socket_and_store_are_needed),
+        cmocka_unit_test(information_exits_well),
+    };
+
+    return cmocka_run_group_tests_name("options", tests, NULL, NULL);
+}
