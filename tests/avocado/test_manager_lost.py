@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A manager that dies leaves the guest waiting, and never with wrong memory."""
+
+import os
+import signal
+import time
+
+from uffdmm_test import WORKING_SET, UffdmmTest
+
+from uffdmm_harness.guest import Guest
+from uffdmm_harness.manager import Manager
+from uffdmm_harness.port import PortTimeout
+
+
+class ManagerLost(UffdmmTest):
+    """
+    :avocado: tags=machine:q35
+    """
+
+    def start_stepping(self, manager: Manager) -> Guest:
+        guest = self.booted(manager)
+        guest.port.fill(WORKING_SET, seed=31)
+        guest.port.send("run pattern=random ms=0 report_ms=100")
+        for _ in range(5):
+            self.assertEqual(guest.port.read(10)["event"], "progress")
+        return guest
+
+    def check_stalled(self, guest: Guest) -> None:
+        """No step any more; what was sent before the end came from correct memory."""
+        deadline = time.monotonic() + 20
+        quiet = False
+        while not quiet and time.monotonic() < deadline:
+            try:
+                # A report is due every 100 ms: silence of 3 s is a guest that makes no step.
+                record = guest.port.read(3)
+            except PortTimeout:
+                quiet = True
+            else:
+                self.assertEqual(record["event"], "progress", str(record))
+        self.assertTrue(quiet, "the guest still makes steps although nobody serves its memory")
+
+    def check_monitor(self, guest: Guest) -> None:
+        """QEMU itself is well, and says what is wrong."""
+        self.wait_until(
+            lambda: guest.qmp("uffdmm-query", timeout=5)[0]["backends"][0]["link"] == "lost",
+            "the lost link to show",
+        )
+        self.assertTrue(guest.qmp("query-status", timeout=5)["running"])
+        self.assert_contains(guest.hmp("info uffdmm"), "lost")
+        self.assert_qmp_refuses(guest, "uffdmm-set-policy", readahead=4)
+
+    def test_worker_killed(self) -> None:
+        manager = self.manager()
+        guest = self.start_stepping(manager)
+        os.kill(self.statistics(manager).worker_pid, signal.SIGKILL)
+        self.check_stalled(guest)
+        self.check_monitor(guest)
+
+    def test_worker_and_acceptor_killed(self) -> None:
+        manager = self.manager()
+        guest = self.start_stepping(manager)
+        manager.kill()
+        self.check_stalled(guest)
+        self.check_monitor(guest)
+
+    def test_worker_stopped_and_continued(self) -> None:
+        """A pause of the worker is a pause of the guest and nothing else."""
+        manager = self.manager()
+        guest = self.start_stepping(manager)
+        worker = self.statistics(manager).worker_pid
+        os.kill(worker, signal.SIGSTOP)
+        self.check_stalled(guest)
+        os.kill(worker, signal.SIGCONT)
+        guest.port.ask("stop", {"ran"}, 20)
+        self.assertTrue(guest.port.verify().verified)
+
+    def test_acceptor_killed_alone(self) -> None:
+        """The acceptor only makes workers: the guests that have one do not need it."""
+        manager = self.manager()
+        guest = self.start_stepping(manager)
+        os.kill(manager.pid, signal.SIGKILL)
+        for _ in range(10):
+            self.assertEqual(guest.port.read(10)["event"], "progress")
+        guest.port.ask("stop", {"ran"}, 20)
+        self.assertTrue(guest.port.verify().verified)
