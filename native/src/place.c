@@ -3,19 +3,17 @@
  * Placement of threads.
  *
  * A fault is served fastest on the CPU where it happened: no wake-up crosses
- * CPUs, and the CPU is free since the vCPU sleeps.  So a fault thread follows
- * the thread that faults most, as long as that is one thread; with several it
- * stays where the scheduler puts it and polls.  The evictor keeps off those
- * CPUs.  A thread's CPU is read from /proc off the fault path, some times a
+ * CPUs, and the CPU is free since the vCPU sleeps.  That works only for a thread
+ * that is bound to one CPU.  One that is not is never woken where its fault thread runs:
+ * the scheduler sees that CPU busy, another one idle, and moves it there.  So a
+ * fault thread joins the thread that faults most if that is bound, and else
+ * stays where the scheduler puts it and polls.  The evictor keeps off the CPUs
+ * of bound threads.  All of this is looked up off the fault path, some times a
  * second, and only while there are faults.
  */
 #include "place.h"
 
-#include <fcntl.h>
 #include <sched.h>
-#include <stdio.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "vm.h"
 
@@ -25,33 +23,25 @@
 /* Of its faults, at most one in this many may come from another thread than the one before. */
 #define SWITCH_SHARE 8
 
-/* CPU that thread @tid of process @pid ran on last; -1 when it has ended. */
-static int cpu_of(pid_t pid, uint32_t tid)
+/*
+ * CPU that thread @tid is bound to; -1 when it may run on several, or has ended.
+ */
+static int cpu_of(uint32_t tid)
 {
-    char path[64], text[1024], *p;
-    ssize_t n;
-    int fd, cpu;
+    cpu_set_t set;
 
-    snprintf(path, sizeof(path), "/proc/%d/task/%u/stat", (int)pid, tid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
+    if (sched_getaffinity((pid_t)tid, sizeof(set), &set) < 0 || CPU_COUNT(&set) != 1) {
         return -1;
     }
-    n = read(fd, text, sizeof(text) - 1);
-    close(fd);
-    if (n <= 0) {
-        return -1;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (CPU_ISSET(cpu, &set)) {
+            return cpu;
+        }
     }
-    text[n] = '\0';
-    /* the CPU is the 37th field behind the name, which may hold anything */
-    p = strrchr(text, ')');
-    for (int i = 0; p && i < 37; i++) {
-        p = strchr(p + 1, ' ');
-    }
-    return p && sscanf(p, "%d", &cpu) == 1 ? cpu : -1;
+    return -1;
 }
 
-static void follow(struct vm *vm, struct shard *sh, const cpu_set_t *all)
+static void follow(struct shard *sh, const cpu_set_t *all)
 {
     uint64_t faults = atomic_load(&sh->nr_faults),
              switches = atomic_load(&sh->fault_switches);
@@ -66,7 +56,7 @@ static void follow(struct vm *vm, struct shard *sh, const cpu_set_t *all)
     sh->placed_faults = faults;
     sh->placed_switches = switches;
     if (new_switches * SWITCH_SHARE <= new_faults) {
-        cpu = cpu_of(vm->qemu_pid, atomic_load(&sh->fault_tid));
+        cpu = cpu_of(atomic_load(&sh->fault_tid));
     }
     if (cpu == sh->cpu) {
         return;
@@ -99,7 +89,7 @@ void place_threads(struct vm *vm)
         for (unsigned i = 0; r && r->attached && i < r->nr_shards; i++) {
             int before = r->shards[i].cpu;
 
-            follow(vm, &r->shards[i], &all);
+            follow(&r->shards[i], &all);
             moved |= before != r->shards[i].cpu;
             if (r->shards[i].cpu >= 0) {
                 CPU_CLR(r->shards[i].cpu, &set);
