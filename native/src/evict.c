@@ -58,17 +58,24 @@
 #define IDLE_RETRY_MS 2
 #define STORE_RETRY_MS 100
 
-static bool young(const struct vm *vm, const struct region *r, uint64_t pfn)
+/* What a round of the evictor spares; it spares less the longer it finds nothing. */
+enum spare { SPARE_NONE, SPARE_USED, SPARE_NEW };
+
+static bool young(const struct vm *vm, const struct region *r, uint64_t pfn,
+                  enum spare spare)
 {
-    return atomic_load_explicit(&vm->ages_useful, memory_order_relaxed) &&
-           (r->ages[pfn] == 0 || r->ages[pfn] == AGE_NEW);
+    if (spare == SPARE_NONE ||
+        !atomic_load_explicit(&vm->ages_useful, memory_order_relaxed)) {
+        return false;
+    }
+    return r->ages[pfn] == 0 || (spare == SPARE_NEW && r->ages[pfn] >= AGE_NEW);
 }
 
 /*
  * Adds the pages of block @b that may go to the batch.  Returns how many;
  * *@stay tells whether resident pages are left in it.
  */
-static unsigned claim_block(struct batch *bt, struct block *b, bool spare_young,
+static unsigned claim_block(struct batch *bt, struct block *b, enum spare spare,
                             bool *stay)
 {
     struct region *r = b->region;
@@ -81,14 +88,14 @@ static unsigned claim_block(struct batch *bt, struct block *b, bool spare_young,
         unsigned state = entry_state(entry_load(&r->entries[pfn]));
 
         if (state == UFFDMM_PAGE_RESIDENT || state == UFFDMM_PAGE_CLEAN) {
-            if (young(bt->vm, r, pfn)) {
+            if (young(bt->vm, r, pfn, spare)) {
                 young_pages++;
             } else {
                 old_pages++;
             }
         }
     }
-    if (spare_young && young_pages > old_pages && old_pages < BLOCK_WORTHWHILE) {
+    if (young_pages > old_pages && old_pages < BLOCK_WORTHWHILE) {
         *stay = true;
         return 0;
     }
@@ -101,7 +108,7 @@ static unsigned claim_block(struct batch *bt, struct block *b, bool spare_young,
             *stay |= state == UFFDMM_PAGE_FILLING;
             continue;
         }
-        if (entry_busy(e) || (spare_young && young(bt->vm, r, pfn))) {
+        if (entry_busy(e) || young(bt->vm, r, pfn, spare)) {
             *stay = true;
             continue;
         }
@@ -307,6 +314,18 @@ static void kick_waiters(struct vm *vm)
     }
 }
 
+static unsigned blocks_of(struct vm *vm)
+{
+    return (unsigned)(stats_get(&vm->stats->ram_bytes) /
+                      (BLOCK_PAGES * (uint64_t)PAGE_SIZE_4K));
+}
+
+/* The first time round the queue spares new pages too, the second only used ones. */
+static enum spare spare_now(struct vm *vm, unsigned chances)
+{
+    return chances > blocks_of(vm) ? SPARE_NEW : chances ? SPARE_USED : SPARE_NONE;
+}
+
 /* One batch.  Returns the pages that left memory. */
 static unsigned evict_batch(struct vm *vm, struct batch *bt, int64_t want,
                             unsigned *chances)
@@ -325,7 +344,7 @@ static unsigned evict_batch(struct vm *vm, struct batch *bt, int64_t want,
         if (!b) {
             break;
         }
-        if (claim_block(bt, b, *chances > 0, &stay)) {
+        if (claim_block(bt, b, spare_now(vm, *chances), &stay)) {
             blocks++;
             if (stay) {
                 again[nr_again++] = b;
@@ -366,12 +385,6 @@ static void wait_for_work(struct vm *vm, int timeout_ms)
     }
 }
 
-static unsigned blocks_of(struct vm *vm)
-{
-    return (unsigned)(stats_get(&vm->stats->ram_bytes) /
-                      (BLOCK_PAGES * (uint64_t)PAGE_SIZE_4K));
-}
-
 static void *evict_thread(void *opaque)
 {
     struct batch *bt = opaque;
@@ -390,7 +403,7 @@ static void *evict_thread(void *opaque)
             atomic_store(&vm->evictor_idle, false);
             continue;
         }
-        chances = blocks_of(vm);
+        chances = 2 * blocks_of(vm);
         while (!atomic_load(&vm->stop) && (room = vm_room(vm)) < vm_margin_high(vm)) {
             if (!evict_batch(vm, bt, vm_margin_high(vm) - room, &chances)) {
                 kick_waiters(vm);

@@ -142,11 +142,10 @@ static enum serve_outcome not_missing(struct shard *sh, uint64_t pfn, uint64_t e
 }
 
 /*
- * True when the block of @pfn is being taken into use: most of its pages that
- * are in came in or were used lately.  Then the rest will be wanted too, though
- * the guest asks for it in no order.  Only where the access history tells pages
- * apart: under uniform access every block looks a little used, and bringing in
- * more of it would push out as much that is worth the same.
+ * True when the block of @pfn may be on its way into use: most of its pages that
+ * are in came in or were used lately.  Then the rest may be wanted too, though the
+ * guest asks for it in no order.  That is a guess; the access scans find out
+ * whether such pages are used more than others and allow many or few (track.c).
  */
 static bool block_in_use(const struct shard *sh, uint64_t pfn)
 {
@@ -155,7 +154,7 @@ static bool block_in_use(const struct shard *sh, uint64_t pfn)
     uint64_t end = first + BLOCK_PAGES < sh->end ? first + BLOCK_PAGES : sh->end;
     unsigned in = 0, used = 0;
 
-    if (!atomic_load_explicit(&r->vm->ages_useful, memory_order_relaxed)) {
+    if (atomic_load_explicit(&r->vm->ahead_blocks, memory_order_relaxed) <= 0) {
         return false;
     }
     for (uint64_t i = first; i < end; i++) {
@@ -163,10 +162,10 @@ static bool block_in_use(const struct shard *sh, uint64_t pfn)
 
         if (state == UFFDMM_PAGE_RESIDENT || state == UFFDMM_PAGE_CLEAN) {
             in++;
-            used += r->ages[i] == 0 || r->ages[i] == AGE_NEW;
+            used += r->ages[i] == 0 || r->ages[i] >= AGE_NEW;
         }
     }
-    return used >= IN_USE_PAGES && used * 4 >= in * 3;
+    return used >= IN_USE_PAGES && used * 2 >= in;
 }
 
 static enum serve_outcome bring_in(struct shard *sh, struct deferred *f, bool again)
@@ -177,7 +176,7 @@ static enum serve_outcome bring_in(struct shard *sh, struct deferred *f, bool ag
     uint64_t first = f->pfn;
     uint32_t nr = 1;
     enum serve_outcome out;
-    bool hit;
+    bool hit, guess = false;
 
     if (room < vm_margin_low(vm)) {
         evict_kick(vm);
@@ -193,6 +192,8 @@ static enum serve_outcome bring_in(struct shard *sh, struct deferred *f, bool ag
         if (hit) {
             stats_add(&vm->stats->readahead_hits, 1);
         } else if (max >= BLOCK_PAGES && block_in_use(sh, f->pfn)) {
+            atomic_fetch_sub_explicit(&vm->ahead_blocks, 1, memory_order_relaxed);
+            guess = true;
             nr = BLOCK_PAGES;
             first = f->pfn / BLOCK_PAGES * BLOCK_PAGES;
         }
@@ -204,7 +205,7 @@ static enum serve_outcome bring_in(struct shard *sh, struct deferred *f, bool ag
     if (nr > sh->end - first) {
         nr = (uint32_t)(sh->end - first);
     }
-    out = fill_pages(sh, f->pfn, first, nr);
+    out = fill_pages(sh, f->pfn, first, nr, guess);
     if (out == SERVED && !again) {
         readahead_done(&sh->readahead, f->pfn, first + nr);
     }

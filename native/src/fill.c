@@ -239,12 +239,16 @@ static uint32_t install_end(struct window *w, uint32_t i)
     return i;
 }
 
-enum serve_outcome fill_pages(struct shard *sh, uint64_t pfn, uint64_t first, uint32_t nr)
+enum serve_outcome fill_pages(struct shard *sh, uint64_t pfn, uint64_t first, uint32_t nr,
+                              bool guess)
 {
     struct region *r = sh->region;
     struct uffdmm_stats *stats = r->vm->stats;
-    struct window w = {
-        .shard = sh, .pfn = first, .nr = nr, .demand = (uint32_t)(pfn - first)};
+    struct window w = {.shard = sh,
+                       .pfn = first,
+                       .nr = nr,
+                       .demand = (uint32_t)(pfn - first),
+                       .guess = guess};
     enum serve_outcome result = SERVED;
     bool from_slot;
     uint32_t i, end;

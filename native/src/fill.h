@@ -3,6 +3,7 @@
 #ifndef UFFDMM_FILL_H
 #define UFFDMM_FILL_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct shard;
@@ -19,10 +20,10 @@ enum serve_outcome {
 /*
  * Brings in page @pfn of the shard's region, which is EMPTY, DISCARDED or
  * STORED, and with it what can be had of the pages [@first, @first + @nr), which
- * contain it and belong to the shard; @nr is at most WINDOW_MAX.  Called by the
- * shard's own thread only.
+ * contain it and belong to the shard; @nr is at most WINDOW_MAX.  @guess: the
+ * others are not known to be wanted.  Called by the shard's own thread only.
  */
-enum serve_outcome fill_pages(struct shard *sh, uint64_t pfn, uint64_t first,
-                              uint32_t nr);
+enum serve_outcome fill_pages(struct shard *sh, uint64_t pfn, uint64_t first, uint32_t nr,
+                              bool guess);
 
 #endif

@@ -78,7 +78,7 @@ static void settle(struct window *w, uint32_t i, bool guarded)
     uint64_t busy = guarded ? UFFDMM_ENTRY_BUSY : 0;
 
     c->kind = CLAIM_NONE;
-    r->ages[pfn] = AGE_NEW;
+    r->ages[pfn] = w->guess && i != w->demand ? AGE_AHEAD_FRESH : AGE_NEW_FRESH;
     if (!entry_cas(p, c->filling, c->after | busy)) {
         uint64_t e = entry_load(p);
 

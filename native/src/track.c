@@ -11,10 +11,16 @@
  * more for each scan in which it was not.
  *
  * The faults cost the guest time, so history is only taken while the VM is
- * being evicted from, and only as long as it says something: the evictor makes
- * use of ages when pages in use at one scan were at least twice as likely in
- * use at the next one as the others.  Random access over all of memory shows no such
- * difference; then the next look comes after a pause that doubles.
+ * being evicted from, and only as long as it says something: the evictor begins to
+ * use ages when pages in use at one scan were at least twice as likely in use
+ * at the next one as the others, and ceases when few of them are.  Random access over
+ * all of memory shows no such difference; then the next look comes after a pause
+ * that doubles.
+ *
+ * The scans also judge the guess of fault.c that a block should come in as a
+ * whole: as long as pages that came that way are used clearly more than the average
+ * page in memory, which they push out, there may be more; else just a few to
+ * find out.
  */
 #include "track.h"
 
@@ -41,16 +47,25 @@
  * a zap, so the interval grows with their number to keep that at 1.5 % of time.
  */
 #define INTERVAL_MIN_MS 400
-#define INTERVAL_MAX_MS 2000
+#define INTERVAL_MAX_MS 4000
 #define TOUCH_COST_NS 1000
 #define TOUCH_BUDGET_PERMILLE 15
 
 /* First pause after a look that told nothing, and the longest. */
 #define PROBE_INTERVAL_MIN_MS 500
-#define PROBE_INTERVAL_MAX_MS 8000
+#define PROBE_INTERVAL_MAX_MS 3000
 
 /* Trimming goes on at most this often, and only when the store is quiet. */
 #define TRIM_INTERVAL_MS 500
+
+/* Ages are no longer used when less than this share of used pages is used again. */
+#define USED_AGAIN_MIN 0.2
+
+/* Blocks a look that may come in as a whole: to find out, and when that pays. */
+#define AHEAD_TRIAL 32
+#define AHEAD_MANY 100000
+#define AHEAD_SAMPLE_MIN 512
+#define AHEAD_GAIN 1.5
 
 /* Looks in a row that must tell nothing before ages are no longer used. */
 #define DOUBTS_MAX 2
@@ -58,10 +73,12 @@
 /* Scans whose counts are too small tell nothing. */
 #define SAMPLE_MIN 1024
 
-/* What one scan found: pages in memory, by whether they were in use before and now. */
+/* What one scan found: pages in memory, by what was known of them, and those used now. */
 struct sample {
     uint64_t was_used, was_used_again;
     uint64_t was_idle, was_idle_used;
+    uint64_t arrived, arrived_used; /* demanded */
+    uint64_t ahead, ahead_used;     /* came with their block */
     uint64_t touched;
 };
 
@@ -112,41 +129,57 @@ static bool in_memory(uint64_t e)
     return state == UFFDMM_PAGE_RESIDENT || state == UFFDMM_PAGE_CLEAN;
 }
 
-/* Pages [@from, @to) have not been touched. */
-static void age(struct region *r, uint64_t from, uint64_t to, struct sample *s)
+/* A zap comes: from now on a mapping means a use. */
+static void begin_look(struct region *r)
 {
-    for (uint64_t pfn = from; pfn < to; pfn++) {
-        if (!in_memory(entry_load(&r->entries[pfn]))) {
-            continue;
-        }
-        if (r->ages[pfn] == AGE_NEW) {
-            r->ages[pfn] = 1;
-            continue;
-        }
-        if (r->ages[pfn] == 0) {
-            s->was_used++;
-        } else {
-            s->was_idle++;
-        }
-        if (r->ages[pfn] < AGE_MAX) {
-            r->ages[pfn]++;
+    for (uint64_t pfn = 0; pfn < r->nr_pages; pfn++) {
+        if (r->ages[pfn] == AGE_NEW_FRESH) {
+            r->ages[pfn] = AGE_NEW;
+        } else if (r->ages[pfn] == AGE_AHEAD_FRESH) {
+            r->ages[pfn] = AGE_AHEAD;
         }
     }
 }
 
-/* Pages [@from, @to) have been touched. */
-static void rejuvenate(struct region *r, uint64_t from, uint64_t to, struct sample *s)
+/* One page in memory, and whether it was touched since the zap. */
+static void judge(struct region *r, uint64_t pfn, bool used, struct sample *s)
+{
+    uint8_t old = r->ages[pfn];
+
+    switch (old) {
+    case AGE_NEW_FRESH:
+    case AGE_AHEAD_FRESH:
+        return; /* mapped by its arrival: nothing is known */
+    case AGE_NEW:
+        s->arrived++;
+        s->arrived_used += used;
+        break;
+    case AGE_AHEAD:
+        s->ahead++;
+        s->ahead_used += used;
+        break;
+    case 0:
+        s->was_used++;
+        s->was_used_again += used;
+        break;
+    default:
+        s->was_idle++;
+        s->was_idle_used += used;
+    }
+    if (used) {
+        r->ages[pfn] = 0;
+    } else {
+        r->ages[pfn] = old < AGE_MAX ? (uint8_t)(old + 1) : old > AGE_MAX ? 1 : old;
+    }
+}
+
+static void judge_range(struct region *r, uint64_t from, uint64_t to, bool used,
+                        struct sample *s)
 {
     for (uint64_t pfn = from; pfn < to; pfn++) {
-        if (r->ages[pfn] == 0) {
-            s->was_used++;
-            s->was_used_again++;
-        } else if (r->ages[pfn] != AGE_NEW) {
-            /* a page brought in since the last scan was mapped by that, not by its use */
-            s->was_idle++;
-            s->was_idle_used++;
+        if (in_memory(entry_load(&r->entries[pfn]))) {
+            judge(r, pfn, used, s);
         }
-        r->ages[pfn] = 0;
     }
 }
 
@@ -175,8 +208,8 @@ static int scan(struct vm *vm, struct region *r, struct sample *s)
             uint64_t from = (vec[i].start - r->base) >> PAGE_SHIFT_4K;
             uint64_t to = (vec[i].end - r->base) >> PAGE_SHIFT_4K;
 
-            age(r, next, from, s);
-            rejuvenate(r, from, to, s);
+            judge_range(r, next, from, false, s);
+            judge_range(r, from, to, true, s);
             touched += to - from;
             next = to;
         }
@@ -185,7 +218,7 @@ static int scan(struct vm *vm, struct region *r, struct sample *s)
         }
         arg.start = arg.walk_end;
     }
-    age(r, next, r->nr_pages, s);
+    judge_range(r, next, r->nr_pages, false, s);
     stats_add(&vm->stats->scanned_pages, r->nr_pages);
     stats_add(&vm->stats->touched_pages, touched);
     s->touched += touched;
@@ -205,11 +238,34 @@ static bool tells_apart(const struct sample *s)
     return again > 2 * anew;
 }
 
+/* True when pages that were in use are still often in use: what began to pay goes on. */
+static bool still_tells(const struct sample *s)
+{
+    return s->was_used >= SAMPLE_MIN &&
+           (double)s->was_used_again >= USED_AGAIN_MIN * (double)s->was_used;
+}
+
+/* How many blocks may come in as a whole until the next look. */
+static int ahead_allowance(const struct sample *s)
+{
+    double all = (double)(s->was_used + s->was_idle + s->arrived + s->ahead);
+    double used =
+        (double)(s->was_used_again + s->was_idle_used + s->arrived_used + s->ahead_used);
+
+    if (s->ahead < AHEAD_SAMPLE_MIN) {
+        return AHEAD_TRIAL;
+    }
+    return (double)s->ahead_used / (double)s->ahead > AHEAD_GAIN * used / all
+               ? AHEAD_MANY
+               : AHEAD_TRIAL;
+}
+
 typedef bool region_fn(struct vm *vm, struct region *r, struct sample *s);
 
 static bool zap_one(struct vm *vm, struct region *r, struct sample *s)
 {
     (void)s;
+    begin_look(r);
     return zap(vm, r);
 }
 
@@ -300,6 +356,7 @@ static bool due(struct vm *vm, struct tracker *t)
 static void back_off(struct vm *vm, struct tracker *t)
 {
     atomic_store(&vm->ages_useful, false);
+    atomic_store(&vm->ahead_blocks, 0);
     stats_set(&vm->stats->age_tracking, 0);
     t->scans = 0;
     t->interval_ms = INTERVAL_MIN_MS;
@@ -331,14 +388,18 @@ static void *background_thread(void *opaque)
             back_off(vm, &t);
             continue;
         }
+        atomic_store(&vm->ahead_blocks, ahead_allowance(&s));
         if (++t.scans < 2) {
             continue; /* ages mean something from the second scan on */
         }
         t.interval_ms = next_interval(&s);
-        useful = tells_apart(&s);
-        log_debug("access scan: %llu of %llu used again, %llu of %llu used anew%s",
+        useful = tells_apart(&s) || (atomic_load(&vm->ages_useful) && still_tells(&s));
+        log_debug("access scan: used again %llu of %llu, anew %llu of %llu, arrived %llu "
+                  "of %llu, ahead %llu of %llu%s",
                   (unsigned long long)s.was_used_again, (unsigned long long)s.was_used,
                   (unsigned long long)s.was_idle_used, (unsigned long long)s.was_idle,
+                  (unsigned long long)s.arrived_used, (unsigned long long)s.arrived,
+                  (unsigned long long)s.ahead_used, (unsigned long long)s.ahead,
                   useful ? "" : ": ages are not used");
         if (useful) {
             atomic_store(&vm->ages_useful, true);

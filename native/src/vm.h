@@ -30,8 +30,18 @@
 struct vm;
 struct region;
 
-/* Ages of pages: scans since the last one that found it in use; or not yet looked at. */
-enum { AGE_MAX = 254, AGE_NEW = 255 };
+/*
+ * Ages of pages: scans since the last one that found the page in use, or how it
+ * came in since.  Being brought in maps a page like a use does, so a page says
+ * something only from the zap after its arrival on.
+ */
+enum {
+    AGE_MAX = 250,
+    AGE_AHEAD = 252,       /* brought in with its block, zapped since */
+    AGE_AHEAD_FRESH = 253, /* brought in with its block, unasked */
+    AGE_NEW = 254,         /* demanded, zapped since */
+    AGE_NEW_FRESH = 255    /* demanded since the last zap */
+};
 
 /* A fault that cannot be served yet. */
 struct deferred {
@@ -142,6 +152,7 @@ struct vm {
     bool background_running;
     int background_fd;        /* eventfd: ends its sleep */
     _Atomic bool ages_useful; /* the access history tells pages apart */
+    _Atomic int ahead_blocks; /* blocks that may still be brought in as a whole */
 };
 
 static inline uint64_t page_addr(const struct region *r, uint64_t pfn)

@@ -26,6 +26,7 @@ struct window {
     uint64_t pfn;    /* first page */
     uint32_t nr;     /* pages looked at */
     uint32_t demand; /* the one that somebody waits for */
+    bool guess;      /* the others come on a guess, see fault.c */
     struct claim claims[WINDOW_MAX];
 };
 
