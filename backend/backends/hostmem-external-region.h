@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Guest memory that belongs to an external manager: its descriptors, its
+ * userfaultfds and its page-state table
+ *
+ * Nothing in here talks to the manager or knows about threads.
+ */
+
+#ifndef BACKENDS_HOSTMEM_EXTERNAL_REGION_H
+#define BACKENDS_HOSTMEM_EXTERNAL_REGION_H
+
+#include "system/uffdmm-protocol.h"
+
+/*
+ * The descriptors are QEMU's own duplicates and stay open for as long as the
+ * region is mapped: once the last descriptor of a userfaultfd is closed, a
+ * thread that touches a missing page reads zeros instead of waiting.
+ */
+typedef struct ExternalRegion {
+    uint64_t size;      /* bytes */
+    uint64_t page_size; /* bytes */
+    uint32_t id;        /* chosen by the manager */
+    uint32_t nr_shards;
+    int memfd;
+    int table_fd;
+    int pagemap_fd;
+    int uffd[UFFDMM_SHARDS_MAX];
+    struct uffdmm_table_header *table; /* mapped, shared with the manager */
+    uint64_t table_size;               /* bytes mapped */
+    uint64_t *entries;                 /* inside table, one a page */
+    uint8_t *base;                     /* of the memory; NULL until known */
+    bool registered;
+} ExternalRegion;
+
+/* Set up an empty region of @size bytes that asks for @nr_shards shards. */
+void external_region_init(ExternalRegion *region, uint64_t size,
+                          uint64_t page_size, uint32_t nr_shards);
+
+/**
+ * external_region_adopt: take over what the manager allocated
+ *
+ * @region: an initialized region without descriptors
+ * @reply: of REGION_CREATE
+ * @fds: guest memory and page-state table.  Those that the region keeps are
+ *       replaced by -1; on failure none is.
+ * @errp: which of them is not what the protocol promises
+ */
+bool external_region_adopt(ExternalRegion *region,
+                           const struct uffdmm_region_create_reply *reply,
+                           int *fds, Error **errp);
+
+/**
+ * external_region_register: watch the mapped memory by userfaultfd
+ *
+ * @region: an adopted region
+ * @base: where its memfd is mapped shared, in whole
+ * @errp: what the kernel refused, and the remedy
+ *
+ * From success on, threads that touch a missing page wait for the manager.
+ */
+bool external_region_register(ExternalRegion *region, void *base,
+                              Error **errp);
+
+/* Stop watching: wakes all waiters, who find zeros.  Harmless if repeated. */
+void external_region_unregister(ExternalRegion *region);
+
+/**
+ * external_region_zap: drop page-table entries, and no data, of a range
+ *
+ * @region: a registered region
+ * @range: from the manager, not trusted
+ * @errp: what is wrong with it
+ */
+bool external_region_zap(ExternalRegion *region,
+                         const struct uffdmm_range *range, Error **errp);
+
+/**
+ * external_region_discard: mark the pages of a range as given back
+ *
+ * Comes before the hole is punched.  Safe against changes of the entries by
+ * the manager, and against other callers.
+ *
+ * @region: an adopted region
+ * @offset: bytes, aligned to the page size
+ * @length: bytes, likewise; the range must be inside the region
+ *
+ * Returns: number of pages that became DISCARDED
+ */
+uint64_t external_region_discard(ExternalRegion *region, uint64_t offset,
+                                 uint64_t length);
+
+/* Close and unmap everything but the guest memory. */
+void external_region_destroy(ExternalRegion *region);
+
+/**
+ * external_stats_map: map a statistics memfd of the manager
+ *
+ * @fd: stays the caller's
+ * @size: bytes, as announced with it
+ * @errp: why it cannot be used
+ *
+ * Returns: the counters, to be unmapped by external_stats_unmap(), or NULL
+ */
+const struct uffdmm_stats *external_stats_map(int fd, uint64_t size,
+                                              Error **errp);
+void external_stats_unmap(const struct uffdmm_stats *stats);
+
+#endif

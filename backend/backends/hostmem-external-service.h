@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the service thread of a memory-backend-external shares with the
+ * functions that other threads call (hostmem-external-link.h)
+ */
+
+#ifndef BACKENDS_HOSTMEM_EXTERNAL_SERVICE_H
+#define BACKENDS_HOSTMEM_EXTERNAL_SERVICE_H
+
+#include "qemu/event_notifier.h"
+#include "qemu/thread.h"
+#include "hostmem-external-link.h"
+#include "hostmem-external-region.h"
+#include "hostmem-external-wire.h"
+
+/* See the head of hostmem-external-service.c. */
+typedef enum ExternalPhase {
+    PHASE_CONNECT,
+    PHASE_CREATED,
+    PHASE_ATTACH,
+    PHASE_LIVE,
+    PHASE_LOST,
+    PHASE_ENDED,
+} ExternalPhase;
+
+typedef struct ExternalRange {
+    uint64_t offset;
+    uint64_t length;
+} ExternalRange;
+
+struct ExternalLink {
+    /* constant after start */
+    char *id;
+    char *socket;
+    char *vm_name;
+    QemuUUID uuid;
+    uint64_t size;
+    uint32_t reconnect_ms;
+    QemuThread thread;
+    EventNotifier wake;
+    QTAILQ_ENTRY(ExternalLink) next; /* under the lock of the list */
+
+    /*
+     * Written by the thread alone, and before PHASE_LIVE.
+     * Discards use the table from other threads: it is made for that.
+     */
+    ExternalRegion region;
+
+    /* of the thread alone */
+    ExternalChannel chan;
+    uint64_t last_request;
+    uint64_t awaited;   /* request whose reply ends a wait, or 0 */
+    bool answered;      /* chan.incoming is that reply */
+    uint64_t policy_id; /* SET_POLICY without a reply so far, or 0 */
+    char *last_loss;    /* what was reported, so as not to repeat it */
+    bool zap_reported;  /* likewise */
+
+    QemuMutex lock;
+    QemuCond phase_changed;
+    /* all below: under lock, which is never held for long */
+    ExternalPhase phase;
+    bool was_live;
+    bool stop;
+    void *base;    /* set by attach */
+    Error *failed; /* why the thread ended before PHASE_LIVE */
+    uint64_t reconnects;
+    const struct uffdmm_stats *stats;
+    GArray *discards;            /* of ExternalRange, to be sent */
+    struct uffdmm_policy policy; /* to be sent if it names any field */
+    char *policy_error;
+};
+
+void *external_link_thread(void *opaque);
+
+#endif
