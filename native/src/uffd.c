@@ -25,14 +25,13 @@ static enum uffd_outcome outcome_of_errno(void)
     }
 }
 
-enum uffd_outcome uffd_copy(int fd, uint64_t dst, const void *src, size_t len, bool guard,
+enum uffd_outcome uffd_copy(int fd, uint64_t dst, const void *src, size_t len,
                             size_t *done)
 {
     struct uffdio_copy arg = {
         .dst = dst,
         .src = (uint64_t)(uintptr_t)src,
         .len = len,
-        .mode = guard ? UFFDIO_COPY_MODE_WP | UFFDIO_COPY_MODE_DONTWAKE : 0,
     };
 
     if (ioctl(fd, UFFDIO_COPY, &arg) == 0) {

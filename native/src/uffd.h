@@ -19,10 +19,10 @@ enum uffd_outcome {
 
 /*
  * UFFDIO_COPY of @len bytes from @src to @dst, clearing write protection, and
- * waking who waits there; with @guard write-protected, and waking nobody.
+ * waking who waits there.
  * *@done: bytes in place, also when stopped early.
  */
-enum uffd_outcome uffd_copy(int fd, uint64_t dst, const void *src, size_t len, bool guard,
+enum uffd_outcome uffd_copy(int fd, uint64_t dst, const void *src, size_t len,
                             size_t *done);
 
 /* UFFDIO_ZEROPAGE, otherwise as uffd_copy(). */
