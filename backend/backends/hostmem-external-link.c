@@ -30,7 +30,7 @@ static void __attribute__((constructor)) external_links_init(void)
 static void external_link_free(ExternalLink *link)
 {
     external_region_destroy(&link->region);
-    external_stats_unmap(link->stats);
+    external_stats_unmap(&link->stats);
     event_notifier_cleanup(&link->wake);
     qemu_cond_destroy(&link->phase_changed);
     qemu_mutex_destroy(&link->lock);
@@ -75,8 +75,8 @@ ExternalLink *external_link_start(const ExternalLinkConfig *config,
     link->discards = g_array_new(FALSE, FALSE, sizeof(ExternalRange));
     link->phase = PHASE_CONNECT;
     external_channel_init(&link->chan);
-    external_region_init(&link->region, config->size,
-                         qemu_real_host_page_size(), config->nr_shards);
+    external_region_init(&link->region, config->size, config->page_size,
+                         config->nr_shards);
     qemu_mutex_init(&link->lock);
     qemu_cond_init(&link->phase_changed);
     ret = event_notifier_init(&link->wake, false);
@@ -164,6 +164,23 @@ void external_link_discarded(ExternalLink *link, uint64_t offset,
     event_notifier_set(&link->wake);
 }
 
+/* Copy the statistics of a link.  Under link->lock. */
+static void external_link_copy_stats(const ExternalLink *link,
+                                     ExternalLinkInfo *info)
+{
+    if (!link->stats.vm) {
+        return;
+    }
+    /* single words are consistent, the page need not be */
+    info->stats = *link->stats.vm;
+    info->has_stats = true;
+    info->nr_tiers = external_stats_nr_tiers(&link->stats);
+    info->tiers = g_new(struct uffdmm_tier_stats, info->nr_tiers);
+    for (uint32_t i = 0; i < info->nr_tiers; i++) {
+        info->tiers[i] = *external_stats_tier(&link->stats, i);
+    }
+}
+
 void external_links_info(ExternalLinkInfoList *list)
 {
     ExternalLink *link;
@@ -183,11 +200,7 @@ void external_links_info(ExternalLinkInfoList *list)
             info->nr_shards = link->region.nr_shards;
             info->reconnects = link->reconnects;
             info->policy_error = g_strdup(link->policy_error);
-            if (link->stats) {
-                /* single words are consistent, the page need not be */
-                info->stats = *link->stats;
-                info->has_stats = true;
-            }
+            external_link_copy_stats(link, info);
         }
         QSIMPLEQ_INSERT_TAIL(list, info, next);
     }
@@ -203,6 +216,7 @@ void external_links_info_free(ExternalLinkInfoList *list)
         g_free(info->socket);
         g_free(info->vm_name);
         g_free(info->policy_error);
+        g_free(info->tiers);
         g_free(info);
     }
 }
@@ -239,10 +253,78 @@ static ExternalLink *external_links_find(const char *vm_name, bool *live,
     return found;
 }
 
+/*
+ * Put the budgets of tiers into @policy, by their numbers.  Under link->lock,
+ * for another manager may have other tiers.
+ */
+static bool external_link_find_tiers(const ExternalLink *link,
+                                     const ExternalTierBudget *budgets,
+                                     size_t nr_budgets,
+                                     struct uffdmm_policy *policy,
+                                     Error **errp)
+{
+    uint32_t nr_tiers = external_stats_nr_tiers(&link->stats);
+
+    for (size_t i = 0; i < nr_budgets; i++) {
+        g_autoptr(GString) names = g_string_new(NULL);
+        uint32_t tier;
+
+        for (tier = 0; tier < nr_tiers; tier++) {
+            const char *name = external_stats_tier(&link->stats, tier)->name;
+
+            if (!strncmp(budgets[i].name, name, UFFDMM_NAME_MAX)) {
+                break;
+            }
+            g_string_append_printf(names, "%s%.*s", tier ? ", " : "",
+                                   UFFDMM_NAME_MAX, name);
+        }
+        if (tier == nr_tiers) {
+            g_autofree char *valid = g_utf8_make_valid(names->str, -1);
+
+            error_setg(errp, "VM '%s' has no tier '%s', but %s",
+                       link->vm_name, budgets[i].name,
+                       nr_tiers ? valid : "none at all");
+            return false;
+        }
+        if (policy->tier_mask & 1u << tier) {
+            error_setg(errp, "tier '%s' is named twice", budgets[i].name);
+            return false;
+        }
+        policy->fields |= UFFDMM_POLICY_TIERS;
+        policy->tier_mask |= 1u << tier;
+        policy->tier_bytes[tier] = budgets[i].size;
+    }
+    return true;
+}
+
+/* Add to what waits to be sent; later settings win.  Under link->lock. */
+static void external_link_merge_policy(ExternalLink *link,
+                                       const struct uffdmm_policy *policy)
+{
+    link->policy.fields |= policy->fields;
+    link->policy.tier_mask |= policy->tier_mask;
+    if (policy->fields & UFFDMM_POLICY_LIMIT) {
+        link->policy.limit_bytes = policy->limit_bytes;
+    }
+    if (policy->fields & UFFDMM_POLICY_READAHEAD) {
+        link->policy.readahead_pages = policy->readahead_pages;
+    }
+    if (policy->fields & UFFDMM_POLICY_DEMOTE) {
+        link->policy.demote_after_ms = policy->demote_after_ms;
+    }
+    for (int i = 0; i < UFFDMM_TIERS_MAX; i++) {
+        if (policy->tier_mask & 1u << i) {
+            link->policy.tier_bytes[i] = policy->tier_bytes[i];
+        }
+    }
+}
+
 bool external_links_set_policy(const char *vm_name,
                                const struct uffdmm_policy *policy,
-                               Error **errp)
+                               const ExternalTierBudget *budgets,
+                               size_t nr_budgets, Error **errp)
 {
+    struct uffdmm_policy change = *policy;
     ExternalLink *link;
     bool live;
 
@@ -257,13 +339,11 @@ bool external_links_set_policy(const char *vm_name,
         return false;
     }
     WITH_QEMU_LOCK_GUARD(&link->lock) {
-        link->policy.fields |= policy->fields;
-        if (policy->fields & UFFDMM_POLICY_LIMIT) {
-            link->policy.limit_bytes = policy->limit_bytes;
+        if (!external_link_find_tiers(link, budgets, nr_budgets, &change,
+                                      errp)) {
+            return false;
         }
-        if (policy->fields & UFFDMM_POLICY_READAHEAD) {
-            link->policy.readahead_pages = policy->readahead_pages;
-        }
+        external_link_merge_policy(link, &change);
     }
     event_notifier_set(&link->wake);
     return true;

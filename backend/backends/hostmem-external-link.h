@@ -21,6 +21,7 @@ typedef struct ExternalLinkConfig {
     const char *vm_name;
     QemuUUID uuid; /* of the VM, all zero if it has none */
     uint64_t size; /* bytes */
+    uint64_t page_size; /* bytes: that of the host, or of huge pages */
     uint32_t nr_shards;
     uint32_t reconnect_ms;
 } ExternalLinkConfig;
@@ -38,8 +39,16 @@ typedef struct ExternalLinkInfo {
     bool was_live;  /* it was at some time */
     bool has_stats;
     struct uffdmm_stats stats;
+    struct uffdmm_tier_stats *tiers;
+    uint32_t nr_tiers;
     QSIMPLEQ_ENTRY(ExternalLinkInfo) next;
 } ExternalLinkInfo;
+
+/* How much a VM may store in a tier, which is named as in the statistics. */
+typedef struct ExternalTierBudget {
+    const char *name;
+    uint64_t size; /* bytes, 0: no limit but the capacity of the tier */
+} ExternalTierBudget;
 
 typedef QSIMPLEQ_HEAD(, ExternalLinkInfo) ExternalLinkInfoList;
 
@@ -92,11 +101,13 @@ void external_links_info_free(ExternalLinkInfoList *list);
  * external_links_set_policy: queue a change of policy
  *
  * @vm_name: which VM, or NULL if there is only one
- * @policy: what to change
- * @errp: if there is no such VM, or no manager at the moment
+ * @policy: what to change, budgets of tiers apart
+ * @budgets: of @nr_budgets tiers
+ * @errp: if there is no such VM or tier, or no manager at the moment
  */
 bool external_links_set_policy(const char *vm_name,
                                const struct uffdmm_policy *policy,
-                               Error **errp);
+                               const ExternalTierBudget *budgets,
+                               size_t nr_budgets, Error **errp);
 
 #endif

@@ -31,9 +31,64 @@ static UffdmmManagerState uffdmm_manager_state(uint64_t state)
     }
 }
 
-static UffdmmStats *uffdmm_stats(const struct uffdmm_stats *s)
+static UffdmmTierType uffdmm_tier_type(uint32_t type)
 {
+    switch (type) {
+    case UFFDMM_TIER_ZERO:
+        return UFFDMM_TIER_TYPE_ZERO;
+    case UFFDMM_TIER_POOL:
+        return UFFDMM_TIER_TYPE_POOL;
+    case UFFDMM_TIER_FILE:
+        return UFFDMM_TIER_TYPE_FILE;
+    case UFFDMM_TIER_NBD:
+        return UFFDMM_TIER_TYPE_NBD;
+    default:
+        return UFFDMM_TIER_TYPE_UNKNOWN;
+    }
+}
+
+static UffdmmTierState uffdmm_tier_state(uint64_t state)
+{
+    switch (state) {
+    case UFFDMM_TIER_OK:
+        return UFFDMM_TIER_STATE_OK;
+    case UFFDMM_TIER_FULL:
+        return UFFDMM_TIER_STATE_FULL;
+    case UFFDMM_TIER_SLOW:
+        return UFFDMM_TIER_STATE_SLOW;
+    case UFFDMM_TIER_ERROR:
+        return UFFDMM_TIER_STATE_ERROR;
+    case UFFDMM_TIER_AWAY:
+        return UFFDMM_TIER_STATE_AWAY;
+    default:
+        return UFFDMM_TIER_STATE_UNKNOWN;
+    }
+}
+
+static UffdmmTier *uffdmm_tier(const struct uffdmm_tier_stats *t)
+{
+    UffdmmTier *tier = g_new0(UffdmmTier, 1);
+
+    /* the manager may have written anything there */
+    tier->name = g_utf8_make_valid(t->name, strnlen(t->name,
+                                                    sizeof(t->name)));
+    tier->type = uffdmm_tier_type(t->type);
+    tier->state = uffdmm_tier_state(t->state);
+    tier->shared = t->shared;
+    tier->capacity = t->capacity_bytes;
+    tier->used = t->used_bytes;
+    tier->stored_pages = t->stored_pages;
+    tier->reads = t->reads;
+    tier->writes = t->writes;
+    tier->errors = t->errors;
+    return tier;
+}
+
+static UffdmmStats *uffdmm_stats(const ExternalLinkInfo *info)
+{
+    const struct uffdmm_stats *s = &info->stats;
     UffdmmStats *stats = g_new0(UffdmmStats, 1);
+    UffdmmTierList **tail = &stats->tiers;
     /* both clocks are the host's CLOCK_MONOTONIC */
     int64_t age = get_clock() - s->heartbeat_ns;
 
@@ -43,22 +98,29 @@ static UffdmmStats *uffdmm_stats(const struct uffdmm_stats *s)
     stats->ram = s->ram_bytes;
     stats->limit = s->limit_bytes;
     stats->readahead = s->readahead_pages;
+    stats->demote_after = s->demote_after_ms;
     stats->resident = s->resident_bytes;
     stats->resident_max = s->resident_max_bytes;
     stats->stored = s->stored_bytes;
     stats->zero = s->zero_bytes;
+    stats->arena_bytes = s->arena_bytes;
     stats->faults = s->faults;
     stats->faults_store = s->faults_store;
     stats->faults_waited = s->faults_waited;
     stats->fault_time = s->fault_ns;
     stats->readahead_pages = s->readahead_in;
+    stats->readahead_wasted = s->readahead_wasted;
     stats->evicted = s->evicted;
+    stats->demoted = s->demoted;
     stats->discarded = s->discarded;
     stats->store_reads = s->store_reads;
     stats->store_writes = s->store_writes;
     stats->store_errors = s->store_errors;
     stats->checksum_errors = s->checksum_errors;
     stats->lost_pages = s->lost_pages;
+    for (uint32_t i = 0; i < info->nr_tiers; i++) {
+        QAPI_LIST_APPEND(tail, uffdmm_tier(&info->tiers[i]));
+    }
     return stats;
 }
 
@@ -115,7 +177,7 @@ UffdmmVmList *qmp_uffdmm_query(Error **errp)
         /* all backends of a VM have the same; prefer one that is current */
         if (info->has_stats && (info->live || !vm->stats)) {
             qapi_free_UffdmmStats(vm->stats);
-            vm->stats = uffdmm_stats(&info->stats);
+            vm->stats = uffdmm_stats(info);
         }
     }
     external_links_info_free(&infos);
@@ -124,12 +186,17 @@ UffdmmVmList *qmp_uffdmm_query(Error **errp)
 
 void qmp_uffdmm_set_policy(const char *vm_name, bool has_limit,
                            uint64_t limit, bool has_readahead,
-                           uint32_t readahead, Error **errp)
+                           uint32_t readahead, bool has_demote_after,
+                           uint64_t demote_after, bool has_tiers,
+                           UffdmmTierBudgetList *tiers, Error **errp)
 {
+    g_autofree ExternalTierBudget *budgets = NULL;
     struct uffdmm_policy policy = { 0 };
+    size_t nr_budgets = 0;
 
-    if (!has_limit && !has_readahead) {
-        error_setg(errp, "give at least one of 'limit' and 'readahead'");
+    if (!has_limit && !has_readahead && !has_demote_after && !tiers) {
+        error_setg(errp, "give at least one of 'limit', 'readahead', "
+                   "'demote-after' and 'tiers'");
         return;
     }
     if (has_limit) {
@@ -150,5 +217,16 @@ void qmp_uffdmm_set_policy(const char *vm_name, bool has_limit,
         policy.fields |= UFFDMM_POLICY_READAHEAD;
         policy.readahead_pages = readahead;
     }
-    external_links_set_policy(vm_name, &policy, errp);
+    if (has_demote_after) {
+        policy.fields |= UFFDMM_POLICY_DEMOTE;
+        policy.demote_after_ms = demote_after;
+    }
+    budgets = g_new(ExternalTierBudget, QAPI_LIST_LENGTH(tiers));
+    for (UffdmmTierBudgetList *t = tiers; t; t = t->next) {
+        budgets[nr_budgets++] = (ExternalTierBudget) {
+            .name = t->value->name,
+            .size = t->value->size,
+        };
+    }
+    external_links_set_policy(vm_name, &policy, budgets, nr_budgets, errp);
 }

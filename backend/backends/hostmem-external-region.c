@@ -14,10 +14,22 @@
 #include "qemu/atomic.h"
 #include "qemu/error-report.h"
 #include "qemu/memfd.h"
+#include "qemu/mmap-alloc.h"
+#include "qemu/processor.h"
 #include "qemu/userfaultfd.h"
 #include "hostmem-external-region.h"
 #include "trace.h"
 #include <sys/mman.h>
+
+/* Statistics come in pages of this size, on any host. */
+#define STATS_PAGE_SIZE 4096
+/*
+ * How long a discard waits for a page that is being put in place.  That
+ * takes a few microseconds, or a hundred for a huge page, so spin at first.
+ */
+#define INSTALL_SPINS    1000
+#define INSTALL_SLEEP_US 50
+#define INSTALL_WAIT_US  1000000
 
 void external_region_init(ExternalRegion *region, uint64_t size,
                           uint64_t page_size, uint32_t nr_shards)
@@ -32,6 +44,9 @@ void external_region_init(ExternalRegion *region, uint64_t size,
     region->pagemap_fd = -1;
     for (int i = 0; i < UFFDMM_SHARDS_MAX; i++) {
         region->uffd[i] = -1;
+    }
+    for (int i = 0; i < UFFDMM_FDS_MAX; i++) {
+        region->arena[i] = -1;
     }
 }
 
@@ -98,8 +113,9 @@ static bool external_table_check(const ExternalRegion *region,
 
 bool external_region_adopt(ExternalRegion *region,
                            const struct uffdmm_region_create_reply *reply,
-                           int *fds, Error **errp)
+                           int *fds, uint32_t nr_fds, Error **errp)
 {
+    uint32_t nr_arenas = nr_fds - 3;
     struct uffdmm_table_header *table;
     struct stat st;
 
@@ -107,6 +123,15 @@ bool external_region_adopt(ExternalRegion *region,
         error_setg(errp, "the memory manager wants %" PRIu32 " shards where "
                    "%" PRIu32 " were offered", reply->nr_shards,
                    region->nr_shards);
+        return false;
+    }
+    if (3 + reply->nr_shards + nr_arenas > UFFDMM_FDS_MAX) {
+        error_setg(errp, "the memory manager has %" PRIu32 " arenas, with %"
+                   PRIu32 " shards there can be %" PRIu32 " at most",
+                   nr_arenas, reply->nr_shards,
+                   UFFDMM_FDS_MAX - 3 - reply->nr_shards);
+        error_append_hint(errp, "Set the property 'shards' to a smaller "
+                          "number.\n");
         return false;
     }
     if (!external_fd_check(fds[0], region->size, "guest memory", errp) ||
@@ -118,6 +143,12 @@ bool external_region_adopt(ExternalRegion *region,
         !(fcntl(fds[0], F_GET_SEALS) & F_SEAL_GROW)) {
         error_setg(errp, "the guest memory of the memory manager is not "
                    "sealed at exactly %" PRIu64 " bytes", region->size);
+        return false;
+    }
+    if (qemu_fd_getpagesize(fds[0]) != region->page_size) {
+        error_setg(errp, "the guest memory of the memory manager has pages of "
+                   "%zu bytes instead of %" PRIu64,
+                   qemu_fd_getpagesize(fds[0]), region->page_size);
         return false;
     }
 
@@ -143,6 +174,12 @@ bool external_region_adopt(ExternalRegion *region,
     region->memfd = fds[0];
     region->table_fd = fds[1];
     fds[0] = fds[1] = -1;
+    /* nothing to check: QEMU does nothing with them but keep them open */
+    for (uint32_t i = 0; i < nr_arenas; i++) {
+        region->arena[i] = fds[3 + i];
+        fds[3 + i] = -1;
+    }
+    region->nr_arenas = nr_arenas;
     return true;
 }
 
@@ -156,13 +193,16 @@ static uint64_t external_shard_offset(const ExternalRegion *region, uint32_t i)
 
 bool external_region_register(ExternalRegion *region, void *base, Error **errp)
 {
+    const bool huge = region->page_size != qemu_real_host_page_size();
     const uint64_t features = UFFD_FEATURE_PAGEFAULT_FLAG_WP |
-                              UFFD_FEATURE_MISSING_SHMEM |
+                              (huge ? UFFD_FEATURE_MISSING_HUGETLBFS :
+                                      UFFD_FEATURE_MISSING_SHMEM) |
                               UFFD_FEATURE_WP_HUGETLBFS_SHMEM |
                               UFFD_FEATURE_THREAD_ID;
     const uint64_t mode = UFFDIO_REGISTER_MODE_MISSING |
                           UFFDIO_REGISTER_MODE_WP;
 
+    assert(QEMU_PTR_IS_ALIGNED(base, region->page_size));
     region->pagemap_fd = qemu_open("/proc/self/pagemap", O_RDONLY, errp);
     if (region->pagemap_fd < 0) {
         return false;
@@ -204,6 +244,23 @@ fail:
     return false;
 }
 
+uint32_t external_region_handover(const ExternalRegion *region,
+                                  int fds[UFFDMM_FDS_MAX])
+{
+    uint32_t nr = 0;
+
+    fds[nr++] = region->memfd;
+    fds[nr++] = region->table_fd;
+    fds[nr++] = region->pagemap_fd;
+    for (uint32_t i = 0; i < region->nr_shards; i++) {
+        fds[nr++] = region->uffd[i];
+    }
+    for (uint32_t i = 0; i < region->nr_arenas; i++) {
+        fds[nr++] = region->arena[i];
+    }
+    return nr;
+}
+
 void external_region_unregister(ExternalRegion *region)
 {
     if (!region->registered) {
@@ -240,7 +297,10 @@ bool external_region_zap(ExternalRegion *region,
                    range->offset, range->length, region->size);
         return false;
     }
-    /* On a shared mapping this leaves the data and the uffd-wp marks alone. */
+    /*
+     * On a shared mapping this leaves the data and the uffd-wp marks alone,
+     * on hugetlbfs too, where it is possible since Linux 5.18.
+     */
     if (madvise(region->base + range->offset, range->length,
                 MADV_DONTNEED) < 0) {
         error_setg_errno(errp, errno, "cannot drop the page-table entries of "
@@ -253,6 +313,40 @@ bool external_region_zap(ExternalRegion *region,
 }
 
 /*
+ * The page is being copied into guest memory.  The punch must come after it,
+ * or the guest would find its old page where it has given it back.
+ *
+ * @old: the entry as it was read
+ * @deadline: by g_get_monotonic_time(); 0 before the first wait, -1 when time
+ *            is over
+ *
+ * Returns: the entry as it is now.  The manager may have stopped or died
+ * with the page half done, so this does not wait for ever.
+ */
+static uint64_t external_entry_wait(ExternalRegion *region, uint64_t pfn,
+                                    uint64_t old, int64_t *deadline)
+{
+    const uint64_t mask = UFFDMM_ENTRY_STATE_MASK | UFFDMM_ENTRY_INSTALL;
+    const uint64_t installing = UFFDMM_PAGE_FILLING | UFFDMM_ENTRY_INSTALL;
+
+    if (!*deadline) {
+        *deadline = g_get_monotonic_time() + INSTALL_WAIT_US;
+    }
+    for (unsigned i = 0; (old & mask) == installing && *deadline > 0; i++) {
+        if (i < INSTALL_SPINS) {
+            cpu_relax();
+        } else if (g_get_monotonic_time() < *deadline) {
+            g_usleep(INSTALL_SLEEP_US);
+        } else {
+            trace_external_region_install_timeout(region->id, pfn);
+            *deadline = -1;
+        }
+        old = qatomic_read(&region->entries[pfn]);
+    }
+    return old;
+}
+
+/*
  * The manager may be at work on the page at the same time.  It finds out by
  * the generation; what it had begun with the old content it drops, and a
  * fill that is on its way (FILLING) gets BUSY so that nobody takes the page
@@ -261,15 +355,21 @@ bool external_region_zap(ExternalRegion *region,
  *
  * Returns: whether the page became DISCARDED
  */
-static bool external_entry_discard(uint64_t *entry)
+static bool external_entry_discard(ExternalRegion *region, uint64_t pfn,
+                                   int64_t *deadline)
 {
+    uint64_t *entry = &region->entries[pfn];
     uint64_t old = qatomic_read(entry);
 
     for (;;) {
-        unsigned state = old & UFFDMM_ENTRY_STATE_MASK;
-        uint64_t gen = old >> UFFDMM_ENTRY_GEN_SHIFT & UFFDMM_ENTRY_GEN_MASK;
-        uint64_t new, seen;
+        unsigned state;
+        uint64_t gen, new, seen;
 
+        if (old & UFFDMM_ENTRY_INSTALL) {
+            old = external_entry_wait(region, pfn, old, deadline);
+        }
+        state = old & UFFDMM_ENTRY_STATE_MASK;
+        gen = old >> UFFDMM_ENTRY_GEN_SHIFT & UFFDMM_ENTRY_GEN_MASK;
         if (state == UFFDMM_PAGE_UNTRACKED ||
             state == UFFDMM_PAGE_DISCARDED) {
             return false;
@@ -278,7 +378,7 @@ static bool external_entry_discard(uint64_t *entry)
         } else {
             gen = (gen + 1) & UFFDMM_ENTRY_GEN_MASK;
             new = old & ~((uint64_t)UFFDMM_ENTRY_STATE_MASK |
-                          UFFDMM_ENTRY_MAYHOLE |
+                          UFFDMM_ENTRY_MAYHOLE | UFFDMM_ENTRY_INSTALL |
                           (uint64_t)UFFDMM_ENTRY_GEN_MASK
                           << UFFDMM_ENTRY_GEN_SHIFT);
             new |= UFFDMM_PAGE_DISCARDED | gen << UFFDMM_ENTRY_GEN_SHIFT;
@@ -300,12 +400,13 @@ uint64_t external_region_discard(ExternalRegion *region, uint64_t offset,
     uint64_t first = offset / region->page_size;
     uint64_t end = (offset + length) / region->page_size;
     uint64_t changed = 0;
+    int64_t deadline = 0;
 
     assert(QEMU_IS_ALIGNED(offset | length, region->page_size));
     assert(offset <= region->size && length <= region->size - offset);
 
     for (uint64_t pfn = first; pfn < end; pfn++) {
-        changed += external_entry_discard(&region->entries[pfn]);
+        changed += external_entry_discard(region, pfn, &deadline);
     }
     if (changed) {
         qatomic_add(&region->table->discards, changed);
@@ -332,42 +433,69 @@ void external_region_destroy(ExternalRegion *region)
     external_close(&region->pagemap_fd);
     external_close(&region->table_fd);
     external_close(&region->memfd);
+    for (uint32_t i = 0; i < region->nr_arenas; i++) {
+        external_close(&region->arena[i]);
+    }
+    region->nr_arenas = 0;
 }
 
-const struct uffdmm_stats *external_stats_map(int fd, uint64_t size,
-                                              Error **errp)
+bool external_stats_map(ExternalStats *stats, int fd, uint64_t size,
+                        Error **errp)
 {
-    struct uffdmm_stats *stats;
+    const uint64_t size_max = (1 + UFFDMM_TIERS_MAX) * STATS_PAGE_SIZE;
+    struct uffdmm_stats *vm;
 
-    if (size < sizeof(*stats)) {
+    QEMU_BUILD_BUG_ON(sizeof(struct uffdmm_stats) > STATS_PAGE_SIZE);
+    QEMU_BUILD_BUG_ON(sizeof(struct uffdmm_tier_stats) > STATS_PAGE_SIZE);
+    if (size < sizeof(*vm)) {
         error_setg(errp, "the statistics of the memory manager have %" PRIu64
-                   " bytes, %zu are needed", size, sizeof(*stats));
-        return NULL;
+                   " bytes, %zu are needed", size, sizeof(*vm));
+        return false;
     }
-    if (!external_fd_check(fd, sizeof(*stats), "statistics", errp)) {
-        return NULL;
+    size = MIN(size, size_max);
+    if (!external_fd_check(fd, size, "statistics", errp)) {
+        return false;
     }
-    stats = mmap(NULL, sizeof(*stats), PROT_READ, MAP_SHARED, fd, 0);
-    if (stats == MAP_FAILED) {
+    vm = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+    if (vm == MAP_FAILED) {
         error_setg_errno(errp, errno,
                          "cannot map the statistics of the memory manager");
-        return NULL;
+        return false;
     }
-    if (stats->magic != UFFDMM_STATS_MAGIC ||
-        stats->version != UFFDMM_STATS_VERSION) {
+    if (vm->magic != UFFDMM_STATS_MAGIC ||
+        vm->version != UFFDMM_STATS_VERSION) {
         error_setg(errp, "the statistics of the memory manager have magic "
                    "0x%" PRIx32 " and version %" PRIu32 " instead of 0x%x "
-                   "and %u", stats->magic, stats->version,
+                   "and %u", vm->magic, vm->version,
                    UFFDMM_STATS_MAGIC, UFFDMM_STATS_VERSION);
-        munmap(stats, sizeof(*stats));
-        return NULL;
+        munmap(vm, size);
+        return false;
     }
-    return stats;
+    *stats = (ExternalStats) { .vm = vm, .size = size };
+    return true;
 }
 
-void external_stats_unmap(const struct uffdmm_stats *stats)
+void external_stats_unmap(ExternalStats *stats)
 {
-    if (stats) {
-        munmap((void *)stats, sizeof(*stats));
+    if (stats->vm) {
+        munmap((void *)stats->vm, stats->size);
+        stats->vm = NULL;
     }
+}
+
+uint32_t external_stats_nr_tiers(const ExternalStats *stats)
+{
+    uint64_t mapped = stats->size / STATS_PAGE_SIZE;
+
+    if (!stats->vm || mapped < 2) {
+        return 0;
+    }
+    return MIN(qatomic_read(&stats->vm->nr_tiers), mapped - 1);
+}
+
+const struct uffdmm_tier_stats *external_stats_tier(const ExternalStats *stats,
+                                                    uint32_t i)
+{
+    return (const void *)((const uint8_t *)stats->vm +
+                          (1 + i) * STATS_PAGE_SIZE);
 }

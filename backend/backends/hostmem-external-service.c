@@ -9,8 +9,8 @@
  * main loop with the BQL held included.  What the manager needs from QEMU to
  * go on must therefore never wait for another thread of QEMU.  Hence this
  * thread: it takes no BQL, enters no RCU critical section, does not access
- * guest memory, and holds the mutexes below only to copy a few words or one
- * page of counters.
+ * guest memory, and holds the mutexes below only to copy a few words or a
+ * few pages of counters.
  *
  * The thread alone uses the socket and the region; other threads leave
  * requests under link->lock and wake it.  It lives in these phases:
@@ -58,7 +58,7 @@ static void external_link_set_phase(ExternalLink *link, ExternalPhase phase)
     } else {
         /* who attaches next reads the table, and has a policy of its own */
         g_array_set_size(link->discards, 0);
-        link->policy.fields = 0;
+        memset(&link->policy, 0, sizeof(link->policy));
     }
     qemu_cond_broadcast(&link->phase_changed);
     trace_external_link_phase(link->id, phase);
@@ -289,7 +289,8 @@ static bool external_link_io(ExternalLink *link, int timeout_ms, Error **errp)
  * external_link_request: send a request and wait for its reply
  *
  * @reply_length: expected payload
- * @reply_fds: expected number of descriptors
+ * @reply_fds: expected number of descriptors; that of REGION_CREATE may have
+ *             more, the arenas
  * @deadline: by g_get_monotonic_time()
  *
  * Returns: the reply, valid until the next I/O, or NULL with the manager's
@@ -338,7 +339,8 @@ static ExternalMessage *external_link_request(ExternalLink *link,
         return NULL;
     }
     if (reply->header.type != (type | UFFDMM_MSG_REPLY) ||
-        reply->header.length != reply_length || reply->nr_fds != reply_fds) {
+        reply->header.length != reply_length || reply->nr_fds < reply_fds ||
+        (reply->nr_fds > reply_fds && type != UFFDMM_MSG_REGION_CREATE)) {
         error_setg(errp, "the memory manager answered a request of type %"
                    PRIu32 " by type 0x%" PRIx32 " with %" PRIu32 " bytes and %"
                    PRIu32 " descriptors", type, reply->header.type,
@@ -366,16 +368,15 @@ static bool external_link_hello(ExternalLink *link, int64_t deadline,
                                  deadline, errp);
 }
 
-static void external_link_set_stats(ExternalLink *link,
-                                    const struct uffdmm_stats *stats)
+static void external_link_set_stats(ExternalLink *link, ExternalStats stats)
 {
-    const struct uffdmm_stats *old;
+    ExternalStats old;
 
     WITH_QEMU_LOCK_GUARD(&link->lock) {
         old = link->stats;
         link->stats = stats;
     }
-    external_stats_unmap(old);
+    external_stats_unmap(&old);
 }
 
 static void external_link_fill_create(ExternalLink *link,
@@ -405,8 +406,8 @@ static bool external_link_create(ExternalLink *link, int64_t deadline,
 {
     struct uffdmm_region_create create;
     struct uffdmm_region_create_reply created;
-    const struct uffdmm_stats *stats;
     ExternalMessage *reply;
+    ExternalStats stats;
 
     external_link_fill_create(link, &create);
     reply = external_link_request(link, UFFDMM_MSG_REGION_CREATE, &create,
@@ -416,11 +417,9 @@ static bool external_link_create(ExternalLink *link, int64_t deadline,
         return false;
     }
     memcpy(&created, reply->payload, sizeof(created));
-    if (!external_region_adopt(&link->region, &created, reply->fds, errp)) {
-        return false;
-    }
-    stats = external_stats_map(reply->fds[2], created.stats_size, errp);
-    if (!stats) {
+    if (!external_region_adopt(&link->region, &created, reply->fds,
+                               reply->nr_fds, errp) ||
+        !external_stats_map(&stats, reply->fds[2], created.stats_size, errp)) {
         return false;
     }
     external_link_set_stats(link, stats);
@@ -449,25 +448,21 @@ static bool external_link_reconnect(ExternalLink *link, Error **errp)
 {
     int64_t deadline = g_get_monotonic_time() +
                        RECONNECT_TIMEOUT_MS * INT64_C(1000);
-    ExternalRegion *region = &link->region;
     struct uffdmm_query_reply queried;
-    const struct uffdmm_stats *stats;
     struct uffdmm_reconnect payload;
     ExternalMessage *reply;
+    ExternalStats stats;
     int fds[UFFDMM_FDS_MAX];
+    uint32_t nr_fds = external_region_handover(&link->region, fds);
 
     if (!external_link_hello(link, deadline, errp)) {
         return false;
     }
     external_link_fill_create(link, &payload.create);
     external_link_fill_attach(link, &payload.attach);
-    fds[0] = region->memfd;
-    fds[1] = region->table_fd;
-    fds[2] = region->pagemap_fd;
-    memcpy(&fds[3], region->uffd, region->nr_shards * sizeof(int));
     if (!external_link_request(link, UFFDMM_MSG_RECONNECT, &payload,
-                               sizeof(payload), fds, 3 + region->nr_shards,
-                               0, 0, deadline, errp)) {
+                               sizeof(payload), fds, nr_fds, 0, 0, deadline,
+                               errp)) {
         return false;
     }
 
@@ -478,8 +473,7 @@ static bool external_link_reconnect(ExternalLink *link, Error **errp)
         return false;
     }
     memcpy(&queried, reply->payload, sizeof(queried));
-    stats = external_stats_map(reply->fds[0], queried.stats_size, errp);
-    if (!stats) {
+    if (!external_stats_map(&stats, reply->fds[0], queried.stats_size, errp)) {
         return false;
     }
     external_link_set_stats(link, stats);

@@ -64,7 +64,7 @@ struct ExternalLink {
     void *base;    /* set by attach */
     Error *failed; /* why the thread ended before PHASE_LIVE */
     uint64_t reconnects;
-    const struct uffdmm_stats *stats;
+    ExternalStats stats;
     GArray *discards;            /* of ExternalRange, to be sent */
     struct uffdmm_policy policy; /* to be sent if it names any field */
     char *policy_error;

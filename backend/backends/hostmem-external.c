@@ -18,6 +18,7 @@
 #include "qapi/visitor.h"
 #include "qemu/error-report.h"
 #include "qemu/madvise.h"
+#include "qemu/units.h"
 #include "system/hostmem.h"
 #include "system/hostmem-external.h"
 #include "system/system.h"
@@ -27,6 +28,7 @@ OBJECT_DECLARE_SIMPLE_TYPE(HostMemoryBackendExternal, MEMORY_BACKEND_EXTERNAL)
 
 #define RECONNECT_MS_DEFAULT 100
 #define RECONNECT_MS_MAX     60000
+#define HUGE_PAGE_SIZE       (2 * MiB)
 
 struct HostMemoryBackendExternal {
     HostMemoryBackend parent_obj;
@@ -36,6 +38,8 @@ struct HostMemoryBackendExternal {
     uint32_t reconnect_ms;
     uint32_t shards;
     bool allow_nested;
+    bool hugetlb;
+    uint64_t hugetlbsize; /* bytes, 0 if not given */
 
     ExternalLink *link;
     void (*free_ram)(MemoryRegion *mr); /* what it would do by itself */
@@ -44,18 +48,34 @@ struct HostMemoryBackendExternal {
     bool requires_discard; /* ram_block_discard_require() */
 };
 
+/* Of the memory of the manager: on hugetlbfs, or ordinary shared memory */
+static uint64_t external_backend_page_size(HostMemoryBackendExternal *m)
+{
+    return m->hugetlb ? HUGE_PAGE_SIZE : qemu_real_host_page_size();
+}
+
 /* What can be known to fail before the manager is asked */
 static bool external_backend_check(HostMemoryBackendExternal *m,
                                    const char *id, const char *vm_name,
                                    Error **errp)
 {
     HostMemoryBackend *backend = MEMORY_BACKEND(m);
-    uint64_t page_size = qemu_real_host_page_size();
+    uint64_t page_size = external_backend_page_size(m);
     const char *type = TYPE_MEMORY_BACKEND_EXTERNAL;
 
     if (!m->socket || !*m->socket) {
         error_setg(errp, "%s '%s' needs socket=PATH, the socket of its memory "
                    "manager", type, id);
+        return false;
+    }
+    if (m->hugetlbsize && !m->hugetlb) {
+        error_setg(errp, "hugetlbsize of %s '%s' needs hugetlb=on", type, id);
+        return false;
+    }
+    if (m->hugetlbsize && m->hugetlbsize != HUGE_PAGE_SIZE) {
+        error_setg(errp, "hugetlbsize %" PRIu64 " of %s '%s' is not %" PRIu64
+                   ", the only size of huge pages that it can have",
+                   m->hugetlbsize, type, id, (uint64_t)HUGE_PAGE_SIZE);
         return false;
     }
     if (!backend->size || !QEMU_IS_ALIGNED(backend->size, page_size)) {
@@ -152,9 +172,17 @@ external_backend_memory_alloc(HostMemoryBackend *backend, Error **errp)
     const char *id = object_get_canonical_path_component(OBJECT(backend));
     g_autofree char *vm_name = NULL;
     ExternalLinkConfig config;
-    uint32_t ram_flags = RAM_SHARED | (backend->reserve ? 0 : RAM_NORESERVE);
+    uint32_t ram_flags = RAM_SHARED;
     void *base;
     int fd;
+
+    /*
+     * A reservation of huge pages would keep those that the manager takes
+     * away from this guest from all others.
+     */
+    if (!backend->reserve || m->hugetlb) {
+        ram_flags |= RAM_NORESERVE;
+    }
 
     if (m->vm_name) {
         vm_name = g_strdup(m->vm_name);
@@ -173,6 +201,7 @@ external_backend_memory_alloc(HostMemoryBackend *backend, Error **errp)
         .socket = m->socket,
         .vm_name = vm_name,
         .size = backend->size,
+        .page_size = external_backend_page_size(m),
         .nr_shards = m->shards,
         .reconnect_ms = m->reconnect_ms,
     };
@@ -199,8 +228,10 @@ external_backend_memory_alloc(HostMemoryBackend *backend, Error **errp)
     m->free_ram = backend->mr.destructor;
     backend->mr.destructor = external_backend_free_ram;
     base = memory_region_get_ram_ptr(&backend->mr);
-    /* pages come and go one by one */
-    qemu_madvise(base, backend->size, QEMU_MADV_NOHUGEPAGE);
+    if (!m->hugetlb) {
+        /* pages come and go one by one */
+        qemu_madvise(base, backend->size, QEMU_MADV_NOHUGEPAGE);
+    }
     if (!external_link_attach(m->link, base, errp)) {
         return false;
     }
@@ -302,6 +333,46 @@ static void external_backend_set_allow_nested(Object *obj, bool value,
     }
 }
 
+static bool external_backend_get_hugetlb(Object *obj, Error **errp)
+{
+    return MEMORY_BACKEND_EXTERNAL(obj)->hugetlb;
+}
+
+static void external_backend_set_hugetlb(Object *obj, bool value,
+                                         Error **errp)
+{
+    if (external_backend_settable(obj, "hugetlb", errp)) {
+        MEMORY_BACKEND_EXTERNAL(obj)->hugetlb = value;
+    }
+}
+
+static void external_backend_get_hugetlbsize(Object *obj, Visitor *v,
+                                             const char *name, void *opaque,
+                                             Error **errp)
+{
+    uint64_t value = MEMORY_BACKEND_EXTERNAL(obj)->hugetlbsize;
+
+    visit_type_size(v, name, &value, errp);
+}
+
+static void external_backend_set_hugetlbsize(Object *obj, Visitor *v,
+                                             const char *name, void *opaque,
+                                             Error **errp)
+{
+    uint64_t value;
+
+    if (!external_backend_settable(obj, name, errp) ||
+        !visit_type_size(v, name, &value, errp)) {
+        return;
+    }
+    if (!value) {
+        error_setg(errp, "property '%s' of %s cannot be 0", name,
+                   object_get_typename(obj));
+        return;
+    }
+    MEMORY_BACKEND_EXTERNAL(obj)->hugetlbsize = value;
+}
+
 static void external_backend_instance_init(Object *obj)
 {
     HostMemoryBackendExternal *m = MEMORY_BACKEND_EXTERNAL(obj);
@@ -352,6 +423,15 @@ static void external_backend_class_init(ObjectClass *oc, void *data)
                               external_backend_set_uint32, NULL, NULL);
     object_class_property_set_description(oc, "shards",
         "Number of slices whose faults are served in parallel");
+    object_class_property_add_bool(oc, "hugetlb",
+                                   external_backend_get_hugetlb,
+                                   external_backend_set_hugetlb);
+    object_class_property_set_description(oc, "hugetlb", "Use huge pages");
+    object_class_property_add(oc, "hugetlbsize", "size",
+                              external_backend_get_hugetlbsize,
+                              external_backend_set_hugetlbsize, NULL, NULL);
+    object_class_property_set_description(oc, "hugetlbsize",
+        "Huge pages size (2M)");
     object_class_property_add_bool(oc, "x-allow-nested",
                                    external_backend_get_allow_nested,
                                    external_backend_set_allow_nested);

@@ -17,22 +17,42 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW)
+#ifndef MFD_HUGE_2MB
+#define MFD_HUGE_2MB (21U << 26)
+#endif
+
+#define SEALS      (F_SEAL_SHRINK | F_SEAL_GROW)
+#define STATS_SIZE ((1 + FAKE_TIERS) * FAKE_PAGE_SIZE)
 
 uint8_t fake_manager_byte(uint64_t pfn)
 {
     return 1 + pfn % 251;
 }
 
-static int fake_memfd(const char *name, uint64_t size, int seals)
+static int fake_memfd_flags(const char *name, uint64_t size, int seals,
+                            unsigned flags)
 {
-    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
 
     g_assert_cmpint(fd, >=, 0);
     g_assert_cmpint(ftruncate(fd, size), ==, 0);
     if (seals) {
         g_assert_cmpint(fcntl(fd, F_ADD_SEALS, seals), ==, 0);
     }
+    return fd;
+}
+
+static int fake_memfd(const char *name, uint64_t size, int seals)
+{
+    return fake_memfd_flags(name, size, seals, 0);
+}
+
+/* An arena whose content tells its number */
+static int fake_arena(unsigned i)
+{
+    int fd = fake_memfd("arena", FAKE_PAGE_SIZE, 0);
+
+    g_assert_cmpint(pwrite(fd, &i, sizeof(i), 64), ==, sizeof(i));
     return fd;
 }
 
@@ -168,10 +188,12 @@ static void fake_create(FakeManager *m, FakeRegion *r,
                         const struct uffdmm_msg_header *h,
                         const struct uffdmm_region_create *create)
 {
-    uint64_t nr_pages = create->size / FAKE_PAGE_SIZE;
+    uint64_t nr_pages = create->size / create->page_size;
+    bool huge = create->page_size != FAKE_PAGE_SIZE &&
+                m->fault != FAKE_PAGES;
     struct uffdmm_region_create_reply reply;
     uint64_t memfd_size = create->size;
-    int fds[3];
+    int fds[UFFDMM_FDS_MAX];
 
     g_assert_cmpuint(h->length, ==, sizeof(*create));
     if (m->fault == FAKE_REFUSE) {
@@ -184,10 +206,12 @@ static void fake_create(FakeManager *m, FakeRegion *r,
     }
     pstrcpy(r->name, sizeof(r->name), create->name);
     r->size = create->size;
+    r->page_size = create->page_size;
     r->nr_shards = create->nr_shards;
     r->table_size = FAKE_PAGE_SIZE + nr_pages * 24;
-    r->memfd = fake_memfd("guest", memfd_size,
-                          m->fault == FAKE_UNSEALED ? 0 : SEALS);
+    r->memfd = fake_memfd_flags("guest", memfd_size,
+                                m->fault == FAKE_UNSEALED ? 0 : SEALS,
+                                huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0);
     r->table_fd = fake_memfd("table", r->table_size, SEALS);
     r->table = mmap(NULL, r->table_size, PROT_READ | PROT_WRITE, MAP_SHARED,
                     r->table_fd, 0);
@@ -195,7 +219,7 @@ static void fake_create(FakeManager *m, FakeRegion *r,
     *r->table = (struct uffdmm_table_header) {
         .magic = UFFDMM_TABLE_MAGIC,
         .version = UFFDMM_TABLE_VERSION,
-        .page_size = FAKE_PAGE_SIZE,
+        .page_size = r->page_size,
         .nr_pages = m->fault == FAKE_TABLE ? nr_pages + 1 : nr_pages,
         .entries_offset = FAKE_PAGE_SIZE,
         .records_offset = FAKE_PAGE_SIZE + nr_pages * 8,
@@ -212,13 +236,19 @@ static void fake_create(FakeManager *m, FakeRegion *r,
         .region_id = r->id,
         .nr_shards = r->nr_shards,
         .table_size = r->table_size,
-        .stats_size = sizeof(struct uffdmm_stats),
+        .stats_size = STATS_SIZE,
     };
     fds[0] = r->memfd;
     fds[1] = r->table_fd;
     fds[2] = m->stats_fd;
+    for (unsigned i = 0; i < m->nr_arenas; i++) {
+        fds[3 + i] = fake_arena(i);
+    }
     fake_reply(r->sock, h, &reply, sizeof(reply), fds,
-               m->fault == FAKE_FEW_FDS ? 2 : 3);
+               m->fault == FAKE_FEW_FDS ? 2 : 3 + m->nr_arenas);
+    for (unsigned i = 0; i < m->nr_arenas; i++) {
+        close(fds[3 + i]);
+    }
 }
 
 static void fake_attach(FakeManager *m, FakeRegion *r,
@@ -247,7 +277,8 @@ static void fake_reconnect(FakeManager *m, FakeRegion *r,
 {
     g_assert_cmpuint(h->length, ==, sizeof(*again));
     g_assert_cmpuint(again->attach.size, ==, again->create.size);
-    g_assert_cmpuint(h->nr_fds, ==, 3 + again->attach.nr_shards);
+    g_assert_cmpuint(h->nr_fds, ==,
+                     3 + again->attach.nr_shards + m->nr_arenas);
     if (m->refuse_reconnects) {
         m->refuse_reconnects--;
         m->reconnects_refused++;
@@ -259,18 +290,30 @@ static void fake_reconnect(FakeManager *m, FakeRegion *r,
     r->table_fd = fds[1];
     r->pagemap = fds[2];
     r->size = again->create.size;
+    r->page_size = again->create.page_size;
     r->base = again->attach.base;
     r->nr_shards = again->attach.nr_shards;
     memcpy(r->uffd, &fds[3], r->nr_shards * sizeof(int));
     m->reconnects++;
+    m->arenas_back = 0;
+    for (unsigned i = 0; i < m->nr_arenas; i++) {
+        int fd = fds[3 + r->nr_shards + i];
+        unsigned number;
+
+        g_assert_cmpint(pread(fd, &number, sizeof(number), 64), ==,
+                        sizeof(number));
+        g_assert_cmpuint(number, ==, i);
+        close(fd);
+        m->arenas_back++;
+    }
     fake_reply(r->sock, h, NULL, 0, NULL, 0);
     for (uint32_t i = 0; i < r->nr_shards; i++) {
         /* messages that the old manager read are not delivered again */
-        uint64_t nr_pages = r->size / FAKE_PAGE_SIZE;
+        uint64_t nr_pages = r->size / r->page_size;
         uint64_t first = i * nr_pages / r->nr_shards;
         uint64_t end = (i + 1) * nr_pages / r->nr_shards;
         struct uffdio_range range = {
-            r->base + first * FAKE_PAGE_SIZE, (end - first) * FAKE_PAGE_SIZE
+            r->base + first * r->page_size, (end - first) * r->page_size
         };
 
         g_assert_cmpint(ioctl(r->uffd[i], UFFDIO_WAKE, &range), ==, 0);
@@ -281,7 +324,7 @@ static void fake_query(FakeManager *m, FakeRegion *r,
                        const struct uffdmm_msg_header *h)
 {
     struct uffdmm_query_reply reply = {
-        .stats_size = sizeof(struct uffdmm_stats),
+        .stats_size = STATS_SIZE,
     };
 
     fake_reply(r->sock, h, &reply, sizeof(reply), &m->stats_fd, 1);
@@ -302,6 +345,14 @@ static void fake_set_policy(FakeManager *m, FakeRegion *r,
     }
     if (policy->fields & UFFDMM_POLICY_READAHEAD) {
         m->stats->readahead_pages = policy->readahead_pages;
+    }
+    if (policy->fields & UFFDMM_POLICY_DEMOTE) {
+        m->stats->demote_after_ms = policy->demote_after_ms;
+    }
+    for (int i = 0; i < FAKE_TIERS; i++) {
+        if (policy->tier_mask & 1u << i) {
+            m->tiers[i]->capacity_bytes = policy->tier_bytes[i];
+        }
     }
     fake_reply(r->sock, h, policy, sizeof(*policy), NULL, 0);
 }
@@ -378,7 +429,7 @@ static void fake_message(FakeManager *m, FakeRegion *r)
 
 static void fake_serve_fault(FakeRegion *r, uint32_t shard)
 {
-    uint8_t content[FAKE_PAGE_SIZE];
+    g_autofree uint8_t *content = g_malloc(r->page_size);
     struct uffd_msg msg;
     struct uffdio_copy copy = { 0 };
     uint64_t pfn;
@@ -389,16 +440,16 @@ static void fake_serve_fault(FakeRegion *r, uint32_t shard)
     }
     g_assert_cmpuint(msg.event, ==, UFFD_EVENT_PAGEFAULT);
     g_assert_cmpuint(msg.arg.pagefault.feat.ptid, !=, 0);
-    pfn = (msg.arg.pagefault.address - r->base) / FAKE_PAGE_SIZE;
-    g_assert_cmpuint(pfn, <, r->size / FAKE_PAGE_SIZE);
-    memset(content, fake_manager_byte(pfn), sizeof(content));
-    copy.dst = r->base + pfn * FAKE_PAGE_SIZE;
+    pfn = (msg.arg.pagefault.address - r->base) / r->page_size;
+    g_assert_cmpuint(pfn, <, r->size / r->page_size);
+    memset(content, fake_manager_byte(pfn), r->page_size);
+    copy.dst = r->base + pfn * r->page_size;
     copy.src = (uintptr_t)content;
-    copy.len = FAKE_PAGE_SIZE;
+    copy.len = r->page_size;
     /* counted before the toucher, and with it the test, goes on */
     r->faults[shard]++;
     if (ioctl(r->uffd[shard], UFFDIO_COPY, &copy) < 0) {
-        struct uffdio_range range = { copy.dst, FAKE_PAGE_SIZE };
+        struct uffdio_range range = { copy.dst, r->page_size };
 
         g_assert_true(errno == EEXIST || errno == ESRCH || errno == ENOENT);
         ioctl(r->uffd[shard], UFFDIO_WAKE, &range);
@@ -507,14 +558,22 @@ FakeManager *fake_manager_new(void)
     g_assert_cmpint(listen(m->listener, 8), ==, 0);
     g_assert_cmpint(pipe(m->wake), ==, 0);
 
-    m->stats_fd = fake_memfd("stats", sizeof(*m->stats), SEALS);
-    m->stats = mmap(NULL, sizeof(*m->stats), PROT_READ | PROT_WRITE,
+    m->stats_fd = fake_memfd("stats", STATS_SIZE, SEALS);
+    m->stats = mmap(NULL, STATS_SIZE, PROT_READ | PROT_WRITE,
                     MAP_SHARED, m->stats_fd, 0);
     g_assert_true(m->stats != MAP_FAILED);
     m->stats->magic = UFFDMM_STATS_MAGIC;
     m->stats->version = UFFDMM_STATS_VERSION;
     m->stats->worker_pid = getpid();
     m->stats->state = UFFDMM_WORKER_RUNNING;
+    m->stats->nr_tiers = FAKE_TIERS;
+    for (int i = 0; i < FAKE_TIERS; i++) {
+        static const char *const names[] = { "zero", "ram", "disk" };
+
+        m->tiers[i] = (void *)((uint8_t *)m->stats + (1 + i) * FAKE_PAGE_SIZE);
+        pstrcpy(m->tiers[i]->name, sizeof(m->tiers[i]->name), names[i]);
+        m->tiers[i]->type = i;
+    }
 
     m->discards = g_array_new(FALSE, FALSE, sizeof(struct uffdmm_range));
     for (int i = 0; i < FAKE_REGIONS; i++) {
@@ -540,7 +599,7 @@ void fake_manager_free(FakeManager *m)
     for (int i = 0; i < FAKE_REGIONS; i++) {
         fake_region_close(&m->regions[i]);
     }
-    munmap(m->stats, sizeof(*m->stats));
+    munmap(m->stats, STATS_SIZE);
     close(m->stats_fd);
     close(m->listener);
     close(m->wake[0]);

@@ -12,7 +12,9 @@
 #include "system/uffdmm-protocol.h"
 
 #define FAKE_PAGE_SIZE 4096
+#define FAKE_HUGE_SIZE 2097152
 #define FAKE_REGIONS   4
+#define FAKE_TIERS     3
 
 typedef enum FakeFault {
     FAKE_OK,
@@ -25,6 +27,7 @@ typedef enum FakeFault {
     FAKE_SHORT_MEMFD, /* REGION_CREATE: memory smaller than asked for */
     FAKE_UNSEALED,    /* REGION_CREATE: memory that can shrink */
     FAKE_TABLE,       /* REGION_CREATE: table of another size */
+    FAKE_PAGES,       /* REGION_CREATE: memory not on hugetlbfs */
     FAKE_REFUSE_ATTACH,
 } FakeFault;
 
@@ -38,6 +41,7 @@ typedef struct FakeRegion {
     uint32_t id;
     uint64_t base;
     uint64_t size;
+    uint64_t page_size;
     uint64_t faults[UFFDMM_SHARDS_MAX];
     struct uffdmm_table_header *table;
     uint64_t table_size;
@@ -53,6 +57,7 @@ typedef struct FakeManager {
     int wake[2];
     GThread *thread;
     struct uffdmm_stats *stats;
+    struct uffdmm_tier_stats *tiers[FAKE_TIERS];
     int stats_fd;
 
     GMutex lock;
@@ -63,6 +68,7 @@ typedef struct FakeManager {
     bool hold_faults;       /* leave userfaultfds alone */
     bool hold_detach;       /* do not answer REGION_DETACH */
     unsigned refuse_reconnects;
+    unsigned nr_arenas; /* come with REGION_CREATE, and with RECONNECT */
     char *refuse_policy;    /* answer to SET_POLICY */
     /* entry that all pages have from REGION_CREATE on */
     uint64_t (*initial_entry)(uint64_t pfn);
@@ -72,6 +78,7 @@ typedef struct FakeManager {
     unsigned reconnects_refused;
     unsigned detaches;
     unsigned policies;
+    unsigned arenas_back; /* that came with RECONNECT, with their content */
     unsigned zap_replies;
     int32_t zap_status;
     struct uffdmm_hello hello;

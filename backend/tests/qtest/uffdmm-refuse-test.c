@@ -85,6 +85,14 @@ static void test_properties(void)
     refuse_props("size=16M,prealloc=on", "cannot have prealloc=on");
     refuse_props("size=5000", "size 5000 of memory-backend-external 'mem0' "
                  "is not a multiple of the page size, 4096");
+    refuse_props("size=3M,hugetlb=on", "size 3145728 of "
+                 "memory-backend-external 'mem0' is not a multiple of the "
+                 "page size, 2097152");
+    refuse_props("size=16M,hugetlb=on,hugetlbsize=1G", "hugetlbsize "
+                 "1073741824 of memory-backend-external 'mem0' is not "
+                 "2097152, the only size of huge pages");
+    refuse_props("size=16M,hugetlbsize=2M", "needs hugetlb=on");
+    refuse_props("size=16M,hugetlb=on,hugetlbsize=0", "cannot be 0");
     refuse_props("size=16M,shards=0", "'shards' of memory-backend-external "
                  "is 0, not in the range 1 to 8");
     refuse_props("size=16M,shards=9", "is 9, not in the range 1 to 8");
@@ -114,16 +122,24 @@ static void test_manager(void)
     static const struct {
         FakeFault fault;
         const char *message;
+        const char *props;
+        unsigned nr_arenas;
     } cases[] = {
         { FAKE_REFUSE_PEER, "user 77 may not use this manager" },
         { FAKE_MAGIC, "does not speak the uffdmm protocol (magic 0x50545448" },
-        { FAKE_VERSION, "speaks versions 2 to 2 of the uffdmm protocol, this "
-          "QEMU versions 1 to 1" },
+        { FAKE_VERSION, "speaks versions 3 to 3 of the uffdmm protocol, this "
+          "QEMU versions 2 to 2" },
         { FAKE_REFUSE, "the store has no room for 1 GiB: remove a guest" },
+        { FAKE_REFUSE, "the store has no room for 1 GiB: remove a guest",
+          ",hugetlb=on" },
         { FAKE_FEW_FDS, "with 24 bytes and 2 descriptors" },
         { FAKE_SHORT_MEMFD, "has 16773120 bytes, 16777216 are needed" },
         { FAKE_UNSEALED, "is not a memfd that is sealed against shrinking" },
         { FAKE_TABLE, "is for 4097 pages of 4096 bytes instead of 4096" },
+        { FAKE_PAGES, "has pages of 4096 bytes instead of 2097152",
+          ",hugetlb=on" },
+        { FAKE_OK, "has 6 arenas, with 8 shards there can be 5 at most",
+          ",shards=8", 6 },
         { FAKE_REFUSE_ATTACH, "no thread left for this guest" },
         { FAKE_SILENT, "the memory manager did not answer in time" },
     };
@@ -133,9 +149,10 @@ static void test_manager(void)
         g_autofree char *args = NULL;
 
         m->fault = cases[i].fault;
+        m->nr_arenas = cases[i].nr_arenas;
         args = g_strdup_printf(PC "-bios %s -object memory-backend-external,"
-                               "id=mem0,size=16M,socket=%s", m->bios,
-                               m->path);
+                               "id=mem0,size=16M,socket=%s%s", m->bios,
+                               m->path, cases[i].props ?: "");
         assert_no_start(args, cases[i].message);
         g_assert_cmpuint(m->connects, ==, 1);
         fake_manager_free(m);

@@ -15,6 +15,7 @@
 #include "qobject/qlist.h"
 #include "uffdmm-fake-manager.h"
 #include <poll.h>
+#include <sys/mman.h>
 
 #define MIB      (1024 * 1024)
 #define RAM_SIZE (16 * MIB)
@@ -136,6 +137,10 @@ static void test_query(void)
     m->stats->resident_bytes = 12345 * 4096;
     m->stats->limit_bytes = 8 * MIB;
     m->stats->store_errors = 3;
+    m->stats->demote_after_ms = 5000;
+    m->stats->arena_bytes = 7 * MIB;
+    m->stats->demoted = 44;
+    m->stats->readahead_wasted = 55;
     m->stats->state = UFFDMM_WORKER_STORE_FULL;
 
     list = query(qts);
@@ -151,12 +156,109 @@ static void test_query(void)
     g_assert_cmpint(qdict_get_int(stats, "limit"), ==, 8 * MIB);
     g_assert_cmpint(qdict_get_int(stats, "store-errors"), ==, 3);
     g_assert_cmpstr(qdict_get_str(stats, "state"), ==, "store-full");
+    g_assert_cmpint(qdict_get_int(stats, "demote-after"), ==, 5000);
+    g_assert_cmpint(qdict_get_int(stats, "arena-bytes"), ==, 7 * MIB);
+    g_assert_cmpint(qdict_get_int(stats, "demoted"), ==, 44);
+    g_assert_cmpint(qdict_get_int(stats, "readahead-wasted"), ==, 55);
     qobject_unref(list);
 
     m->stats->state = 77;
     list = query(qts);
     stats = qdict_get_qdict(vm_of(list), "stats");
     g_assert_cmpstr(qdict_get_str(stats, "state"), ==, "unknown");
+    qobject_unref(list);
+
+    qtest_quit(qts);
+    fake_manager_free(m);
+}
+
+static QDict *tier_of(QList *list, unsigned i)
+{
+    QList *tiers = qdict_get_qlist(qdict_get_qdict(vm_of(list), "stats"),
+                                   "tiers");
+    const QListEntry *entry = qlist_first(tiers);
+
+    while (i--) {
+        entry = qlist_next(entry);
+    }
+    return qobject_to(QDict, qlist_entry_obj(entry));
+}
+
+static void test_tiers(void)
+{
+    static const struct {
+        uint64_t state;
+        const char *name;
+    } states[] = {
+        { UFFDMM_TIER_OK, "ok" }, { UFFDMM_TIER_FULL, "full" },
+        { UFFDMM_TIER_SLOW, "slow" }, { UFFDMM_TIER_ERROR, "error" },
+        { UFFDMM_TIER_AWAY, "away" }, { 5, "unknown" },
+        { UINT64_MAX, "unknown" },
+    };
+    FakeManager *m = fake_manager_new();
+    QTestState *qts = start(m, "");
+    QDict *tier;
+    QList *list;
+    char *hmp;
+
+    m->tiers[1]->capacity_bytes = 64 * MIB;
+    m->tiers[1]->used_bytes = 3 * MIB;
+    m->tiers[1]->stored_pages = 1001;
+    m->tiers[1]->reads = 1002;
+    m->tiers[1]->writes = 1003;
+    m->tiers[1]->errors = 1004;
+    m->tiers[2]->shared = 1;
+    m->tiers[2]->state = UFFDMM_TIER_AWAY;
+
+    list = query(qts);
+    g_assert_cmpuint(qlist_size(qdict_get_qlist(qdict_get_qdict(
+                         vm_of(list), "stats"), "tiers")), ==, FAKE_TIERS);
+    tier = tier_of(list, 0);
+    g_assert_cmpstr(qdict_get_str(tier, "name"), ==, "zero");
+    g_assert_cmpstr(qdict_get_str(tier, "type"), ==, "zero");
+    tier = tier_of(list, 1);
+    g_assert_cmpstr(qdict_get_str(tier, "name"), ==, "ram");
+    g_assert_cmpstr(qdict_get_str(tier, "type"), ==, "pool");
+    g_assert_cmpstr(qdict_get_str(tier, "state"), ==, "ok");
+    g_assert_false(qdict_get_bool(tier, "shared"));
+    g_assert_cmpint(qdict_get_int(tier, "capacity"), ==, 64 * MIB);
+    g_assert_cmpint(qdict_get_int(tier, "used"), ==, 3 * MIB);
+    g_assert_cmpint(qdict_get_int(tier, "stored-pages"), ==, 1001);
+    g_assert_cmpint(qdict_get_int(tier, "reads"), ==, 1002);
+    g_assert_cmpint(qdict_get_int(tier, "writes"), ==, 1003);
+    g_assert_cmpint(qdict_get_int(tier, "errors"), ==, 1004);
+    tier = tier_of(list, 2);
+    g_assert_cmpstr(qdict_get_str(tier, "type"), ==, "file");
+    g_assert_true(qdict_get_bool(tier, "shared"));
+    qobject_unref(list);
+
+    hmp = qtest_hmp(qts, "info uffdmm");
+    g_assert_nonnull(strstr(hmp, "tier 'zero': zero, ok, 0 B used of no "
+                            "limit"));
+    g_assert_nonnull(strstr(hmp, "tier 'ram': pool, ok, 3 MiB used of 64 MiB,"
+                            " 1001 pages, 1002 reads, 1003 writes, "
+                            "1004 errors"));
+    g_assert_nonnull(strstr(hmp, "tier 'disk': file (shared), away, "));
+    g_free(hmp);
+
+    for (int i = 0; i < ARRAY_SIZE(states); i++) {
+        m->tiers[2]->state = states[i].state;
+        list = query(qts);
+        g_assert_cmpstr(qdict_get_str(tier_of(list, 2), "state"), ==,
+                        states[i].name);
+        qobject_unref(list);
+    }
+
+    /* a manager that lies: no more than it has mapped, and text at least */
+    m->stats->nr_tiers = UINT64_MAX;
+    m->tiers[2]->type = 99;
+    memset(m->tiers[2]->name, 0xff, sizeof(m->tiers[2]->name));
+    list = query(qts);
+    g_assert_cmpuint(qlist_size(qdict_get_qlist(qdict_get_qdict(
+                         vm_of(list), "stats"), "tiers")), ==, FAKE_TIERS);
+    tier = tier_of(list, 2);
+    g_assert_cmpstr(qdict_get_str(tier, "type"), ==, "unknown");
+    g_assert_true(g_utf8_validate(qdict_get_str(tier, "name"), -1, NULL));
     qobject_unref(list);
 
     qtest_quit(qts);
@@ -243,7 +345,38 @@ static void test_set_policy(void)
     g_assert_nonnull(strstr(hmp, "readahead: 16 pages"));
     g_free(hmp);
     hmp = qtest_hmp(qts, "uffdmm_set_policy speed 4");
-    g_assert_nonnull(strstr(hmp, "'speed' is neither"));
+    g_assert_nonnull(strstr(hmp, "'speed' is none of"));
+    g_free(hmp);
+
+    qtest_qmp_assert_success(qts, "{'execute': 'uffdmm-set-policy',"
+                             " 'arguments': {'demote-after': 60000,"
+                             "   'tiers': [{'name': 'disk', 'size': 8192},"
+                             "             {'name': 'ram', 'size': 4096}]}}");
+    fake_manager_wait(m, m->policies == 4);
+    g_assert_cmpuint(m->policy.fields, ==,
+                     UFFDMM_POLICY_DEMOTE | UFFDMM_POLICY_TIERS);
+    g_assert_cmpuint(m->policy.demote_after_ms, ==, 60000);
+    g_assert_cmphex(m->policy.tier_mask, ==, 6);
+    g_assert_cmpuint(m->policy.tier_bytes[1], ==, 4096);
+    g_assert_cmpuint(m->policy.tier_bytes[2], ==, 8192);
+
+    hmp = qtest_hmp(qts, "uffdmm_set_policy tier ram=32M");
+    g_assert_cmpstr(hmp, ==, "");
+    g_free(hmp);
+    fake_manager_wait(m, m->policies == 5);
+    g_assert_cmpuint(m->policy.fields, ==, UFFDMM_POLICY_TIERS);
+    g_assert_cmphex(m->policy.tier_mask, ==, 2);
+    g_assert_cmpuint(m->policy.tier_bytes[1], ==, 32 * MIB);
+    hmp = qtest_hmp(qts, "uffdmm_set_policy demote-after 250");
+    g_assert_cmpstr(hmp, ==, "");
+    g_free(hmp);
+    fake_manager_wait(m, m->policies == 6);
+    hmp = qtest_hmp(qts, "info uffdmm");
+    g_assert_nonnull(strstr(hmp, "demote-after: 250 ms"));
+    g_assert_nonnull(strstr(hmp, "used of 32 MiB"));
+    g_free(hmp);
+    hmp = qtest_hmp(qts, "uffdmm_set_policy tier ram");
+    g_assert_nonnull(strstr(hmp, "'ram' is not of the form TIER=SIZE"));
     g_free(hmp);
 
     qtest_quit(qts);
@@ -279,6 +412,14 @@ static void test_set_policy_errors(void)
     assert_policy_error(qts, "{\"readahead\": 65}", "readahead 65 is not");
     assert_policy_error(qts, "{\"limit\": 4096, \"vm-name\": \"x\"}",
                         "has vm-name 'x'");
+    assert_policy_error(qts, "{\"tiers\": []}", "at least one of");
+    assert_policy_error(qts, "{\"tiers\": [{\"name\": \"tape\","
+                        " \"size\": 1}]}", "VM 'guest1' has no tier 'tape', "
+                        "but zero, ram, disk");
+    assert_policy_error(qts, "{\"limit\": 4096, \"tiers\": ["
+                        " {\"name\": \"ram\", \"size\": 1},"
+                        " {\"name\": \"ram\", \"size\": 2}]}",
+                        "tier 'ram' is named twice");
     g_assert_cmpuint(m->policies, ==, 0);
 
     /* refused by the manager: accepted here, and reported by the query */
@@ -365,6 +506,7 @@ static void test_zap(void)
 #define BUSY    UFFDMM_ENTRY_BUSY
 #define MAYHOLE UFFDMM_ENTRY_MAYHOLE
 #define WRITING UFFDMM_ENTRY_WRITING
+#define INSTALL UFFDMM_ENTRY_INSTALL
 
 static const struct {
     uint64_t before, after;
@@ -390,7 +532,24 @@ static uint64_t discard_case_entry(uint64_t pfn)
     return discard_cases[pfn % ARRAY_SIZE(discard_cases)].before;
 }
 
-/* virtio-mem discards all of its memory when it is realized. */
+/*
+ * A machine with 128 MiB from the manager in 'vmem0'.  virtio-mem discards all
+ * of its memory when it is realized.
+ */
+static QTestState *start_vmem(FakeManager *m, bool huge)
+{
+    QTestState *qts = qtest_initf("-machine pc -m 128M,maxmem=1G " BARE,
+                                  m->bios);
+
+    qtest_qmp_assert_success(qts, "{'execute': 'object-add', 'arguments':"
+                             " {'qom-type': 'memory-backend-external',"
+                             "  'id': 'vmem0', 'size': 134217728,"
+                             "  'hugetlb': %i,"
+                             "  'socket': %s, 'vm-name': 'x'}}", huge,
+                             m->path);
+    return qts;
+}
+
 static void test_discard(void)
 {
     FakeManager *m = fake_manager_new();
@@ -404,12 +563,8 @@ static void test_discard(void)
         g_test_skip("no virtio-mem");
         goto out;
     }
-    qts = qtest_initf("-machine pc -m 128M,maxmem=1G " BARE, m->bios);
     m->initial_entry = discard_case_entry;
-    qtest_qmp_assert_success(qts, "{'execute': 'object-add', 'arguments':"
-                             " {'qom-type': 'memory-backend-external',"
-                             "  'id': 'vmem0', 'size': 134217728,"
-                             "  'socket': %s, 'vm-name': 'x'}}", m->path);
+    qts = start_vmem(m, false);
     /* something to punch */
     g_assert_cmpint(pwrite(r->memfd, "x", 1, PFN(3)), ==, 1);
     qtest_qmp_device_add(qts, "virtio-mem-pci", "vm0",
@@ -437,15 +592,211 @@ out:
     fake_manager_free(m);
 }
 
+static uint64_t one_installing(uint64_t pfn)
+{
+    return pfn == 3 ? ENTRY(FILLING, 8, 9, BUSY | INSTALL) :
+                      ENTRY(RESIDENT, 1, 0, 0);
+}
+
+/* A page that is being copied into place is punched after the copy. */
+static void test_discard_waits(void)
+{
+    FakeManager *m = fake_manager_new();
+    FakeRegion *r = &m->regions[0];
+    QTestState *qts;
+    uint8_t byte;
+    QDict *rsp;
+
+    if (!qtest_has_device("virtio-mem-pci")) {
+        g_test_skip("no virtio-mem");
+        goto out;
+    }
+    m->initial_entry = one_installing;
+    qts = start_vmem(m, false);
+    g_assert_cmpint(pwrite(r->memfd, "x", 1, PFN(2)), ==, 1);
+    qtest_qmp_send(qts, "{'execute': 'device_add', 'arguments':"
+                   " {'driver': 'virtio-mem-pci', 'id': 'vm0',"
+                   "  'memdev': 'vmem0'}}");
+    while (qatomic_read(&r->entries[2]) != ENTRY(DISCARDED, 2, 0, 0)) {
+        g_usleep(100);
+    }
+    /* longer than spinning takes */
+    g_usleep(200 * 1000);
+    g_assert_cmphex(qatomic_read(&r->entries[3]), ==,
+                    ENTRY(FILLING, 8, 9, BUSY | INSTALL));
+    g_assert_cmphex(qatomic_read(&r->entries[4]), ==,
+                    ENTRY(RESIDENT, 1, 0, 0));
+    g_assert_cmpint(pread(r->memfd, &byte, 1, PFN(2)), ==, 1);
+    g_assert_cmpuint(byte, ==, 'x');
+
+    /* the copy is done */
+    g_assert_cmpint(pwrite(r->memfd, "y", 1, PFN(3)), ==, 1);
+    qatomic_set(&r->entries[3], ENTRY(RESIDENT, 8, 0, 0));
+    rsp = qtest_qmp_receive(qts);
+    g_assert_true(qdict_haskey(rsp, "return"));
+    qobject_unref(rsp);
+    g_assert_cmphex(r->entries[3], ==, ENTRY(DISCARDED, 9, 0, 0));
+    g_assert_cmphex(r->entries[4], ==, ENTRY(DISCARDED, 2, 0, 0));
+    g_assert_cmpint(lseek(r->memfd, 0, SEEK_DATA), ==, -1);
+
+    qtest_quit(qts);
+out:
+    fake_manager_free(m);
+}
+
+static uint64_t all_installing(uint64_t pfn)
+{
+    return ENTRY(FILLING, 8, 9, BUSY | INSTALL);
+}
+
+/* A manager that died in the midst of it does not hold up QEMU for long. */
+static void test_discard_gives_up(void)
+{
+    FakeManager *m = fake_manager_new();
+    FakeRegion *r = &m->regions[0];
+    QTestState *qts;
+    gint64 start;
+
+    if (!qtest_has_device("virtio-mem-pci")) {
+        g_test_skip("no virtio-mem");
+        goto out;
+    }
+    m->initial_entry = all_installing;
+    qts = start_vmem(m, false);
+    start = g_get_monotonic_time();
+    qtest_qmp_device_add(qts, "virtio-mem-pci", "vm0", "{'memdev': 'vmem0'}");
+    start = g_get_monotonic_time() - start;
+    g_assert_cmpint(start, >=, G_TIME_SPAN_SECOND * 9 / 10);
+    g_assert_cmpint(start, <, G_TIME_SPAN_SECOND * 10);
+    for (uint64_t pfn = 0; pfn < r->size / FAKE_PAGE_SIZE; pfn++) {
+        g_assert_cmphex(r->entries[pfn], ==, ENTRY(DISCARDED, 9, 9, BUSY));
+    }
+
+    qtest_quit(qts);
+out:
+    fake_manager_free(m);
+}
+
+/* Are there so many huge pages of 2 MiB?  Skips the test if not. */
+static bool have_huge_pages(unsigned needed)
+{
+    g_autofree char *text = NULL;
+
+    if (g_file_get_contents("/sys/kernel/mm/hugepages/hugepages-2048kB/"
+                            "free_hugepages", &text, NULL, NULL) &&
+        g_ascii_strtoull(text, NULL, 10) >= needed) {
+        return true;
+    }
+    g_test_skip("not enough huge pages, see sysctl vm.nr_hugepages");
+    return false;
+}
+
+#define HUGE(n) ((uint64_t)(n) * FAKE_HUGE_SIZE)
+
+/* Faults, zaps and reconnects in pages of 2 MiB */
+static void test_huge(void)
+{
+    FakeManager *m = fake_manager_new();
+    FakeRegion *r = &m->regions[0];
+    QTestState *qts;
+
+    /* of the 8 that the guest has: none are reserved */
+    if (!have_huge_pages(3)) {
+        goto out;
+    }
+    qts = start(m, ",hugetlb=on,hugetlbsize=2M,shards=3");
+    g_assert_cmpuint(r->page_size, ==, FAKE_HUGE_SIZE);
+    g_assert_cmpuint(r->table->nr_pages, ==, RAM_SIZE / FAKE_HUGE_SIZE);
+    g_assert_cmpuint(r->base % FAKE_HUGE_SIZE, ==, 0);
+
+    /* shards begin at pages 0, 2 and 5 */
+    g_assert_cmpuint(qtest_readb(qts, HUGE(3) + 5), ==, fake_manager_byte(3));
+    g_assert_cmpuint(qtest_readb(qts, HUGE(4) - 1), ==, fake_manager_byte(3));
+    g_assert_cmpuint(r->faults[1], ==, 1);
+    g_assert_cmpuint(qtest_readb(qts, HUGE(5)), ==, fake_manager_byte(5));
+    g_assert_cmpuint(r->faults[2], ==, 1);
+
+    qtest_writeb(qts, HUGE(3) + 5, 0xaa);
+    g_assert_true(page_present(r, HUGE(3) / FAKE_PAGE_SIZE));
+    g_assert_cmpint(fake_manager_zap(m, 0, 100, HUGE(3), FAKE_PAGE_SIZE), <,
+                    0);
+    g_assert_cmpint(fake_manager_zap(m, 0, 100, PFN(1), HUGE(1)), <, 0);
+    g_assert_true(page_present(r, HUGE(3) / FAKE_PAGE_SIZE));
+    g_assert_cmpint(fake_manager_zap(m, 0, 100, HUGE(3), HUGE(1)), ==, 0);
+    g_assert_false(page_present(r, HUGE(3) / FAKE_PAGE_SIZE));
+    g_assert_true(page_present(r, HUGE(5) / FAKE_PAGE_SIZE));
+    /* the data is still there, and nobody is asked for it */
+    g_assert_cmpuint(qtest_readb(qts, HUGE(3) + 5), ==, 0xaa);
+    g_assert_cmpuint(qtest_readb(qts, HUGE(3) + 6), ==, fake_manager_byte(3));
+    g_assert_cmpuint(r->faults[1], ==, 1);
+
+    fake_manager_drop(m);
+    fake_manager_wait(m, m->reconnects == 1);
+    g_assert_cmpuint(r->page_size, ==, FAKE_HUGE_SIZE);
+    g_assert_cmpuint(qtest_readb(qts, HUGE(7)), ==, fake_manager_byte(7));
+    g_assert_cmpuint(qtest_readb(qts, HUGE(3) + 5), ==, 0xaa);
+
+    qtest_quit(qts);
+out:
+    fake_manager_free(m);
+}
+
+static void test_huge_discard(void)
+{
+    FakeManager *m = fake_manager_new();
+    FakeRegion *r = &m->regions[0];
+    struct uffdmm_range *range;
+    QTestState *qts;
+    struct stat st;
+    uint8_t *page;
+
+    if (!qtest_has_device("virtio-mem-pci")) {
+        g_test_skip("no virtio-mem");
+        goto out;
+    }
+    if (!have_huge_pages(1)) {
+        goto out;
+    }
+    m->initial_entry = discard_case_entry;
+    qts = start_vmem(m, true);
+    /* something to punch */
+    page = mmap(NULL, FAKE_HUGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED,
+                r->memfd, HUGE(3));
+    g_assert_true(page != MAP_FAILED);
+    *page = 1;
+    munmap(page, FAKE_HUGE_SIZE);
+    g_assert_cmpint(fstat(r->memfd, &st), ==, 0);
+    g_assert_cmpint(st.st_blocks, ==, FAKE_HUGE_SIZE / 512);
+    qtest_qmp_device_add(qts, "virtio-mem-pci", "vm0",
+                         "{'memdev': 'vmem0'}");
+
+    for (uint64_t pfn = 0; pfn < 128 * MIB / FAKE_HUGE_SIZE; pfn++) {
+        g_assert_cmphex(qatomic_read(&r->entries[pfn]), ==,
+                        discard_cases[pfn % ARRAY_SIZE(discard_cases)].after);
+    }
+    g_assert_cmpint(fstat(r->memfd, &st), ==, 0);
+    g_assert_cmpint(st.st_blocks, ==, 0);
+    fake_manager_wait(m, m->discards->len);
+    range = &g_array_index(m->discards, struct uffdmm_range, 0);
+    g_assert_cmpuint(range->offset, ==, 0);
+    g_assert_cmpuint(range->length, ==, 128 * MIB);
+
+    qtest_quit(qts);
+out:
+    fake_manager_free(m);
+}
+
 /* The link is lost: nothing is, and who waited goes on afterwards. */
 static void test_reconnect(void)
 {
     FakeManager *m = fake_manager_new();
-    QTestState *qts = start(m, ",shards=2,reconnect-ms=20");
+    QTestState *qts;
     GThread *toucher;
     QDict *rsp;
     QList *list;
 
+    m->nr_arenas = 4;
+    qts = start(m, ",shards=2,reconnect-ms=20");
     g_assert_cmpuint(qtest_readb(qts, PFN(2)), ==, fake_manager_byte(2));
     m->refuse_reconnects = UINT_MAX;
     fake_manager_drop(m);
@@ -468,6 +819,7 @@ static void test_reconnect(void)
     g_thread_join(toucher);
 
     wait_link(qts, "live");
+    g_assert_cmpuint(m->arenas_back, ==, m->nr_arenas);
     list = query(qts);
     g_assert_cmpint(qdict_get_int(first_backend(vm_of(list)), "reconnects"),
                     ==, 1);
@@ -478,6 +830,7 @@ static void test_reconnect(void)
     /* and again */
     fake_manager_drop(m);
     fake_manager_wait(m, m->reconnects == 2);
+    g_assert_cmpuint(m->arenas_back, ==, m->nr_arenas);
 
     qtest_quit(qts);
     fake_manager_free(m);
@@ -551,11 +904,16 @@ int main(int argc, char **argv)
     qtest_add_func("/uffdmm/serve", test_serve);
     qtest_add_func("/uffdmm/shards", test_shards);
     qtest_add_func("/uffdmm/query", test_query);
+    qtest_add_func("/uffdmm/tiers", test_tiers);
     qtest_add_func("/uffdmm/main-loop-blocked", test_main_loop_blocked);
     qtest_add_func("/uffdmm/set-policy", test_set_policy);
     qtest_add_func("/uffdmm/set-policy-errors", test_set_policy_errors);
     qtest_add_func("/uffdmm/zap", test_zap);
     qtest_add_func("/uffdmm/discard", test_discard);
+    qtest_add_func("/uffdmm/discard-waits", test_discard_waits);
+    qtest_add_func("/uffdmm/discard-gives-up", test_discard_gives_up);
+    qtest_add_func("/uffdmm/huge", test_huge);
+    qtest_add_func("/uffdmm/huge-discard", test_huge_discard);
     qtest_add_func("/uffdmm/reconnect", test_reconnect);
     qtest_add_func("/uffdmm/object-del", test_object_del);
     qtest_add_func("/uffdmm/numa-and-dimm", test_numa_and_dimm);

@@ -26,14 +26,15 @@
 
 enum uffdmm_limits {
     UFFDMM_MAGIC = 0x4d4d4455, /* "UDMM" */
-    UFFDMM_VERSION = 1,        /* what this header describes */
-    UFFDMM_MIN_VERSION = 1,    /* oldest peer that still understands it */
+    UFFDMM_VERSION = 2,        /* what this header describes */
+    UFFDMM_MIN_VERSION = 2,    /* oldest peer that still understands it */
     UFFDMM_NAME_MAX = 64,      /* bytes, with the NUL */
     UFFDMM_TEXT_MAX = 256,     /* bytes, with the NUL */
     UFFDMM_PAYLOAD_MAX = 16384,
-    UFFDMM_SHARDS_MAX = 8,  /* userfaultfds of one region */
-    UFFDMM_FDS_MAX = 12,    /* descriptors of one message */
-    UFFDMM_REGIONS_MAX = 32 /* regions of one VM */
+    UFFDMM_SHARDS_MAX = 8,   /* userfaultfds of one region */
+    UFFDMM_FDS_MAX = 16,     /* descriptors of one message */
+    UFFDMM_REGIONS_MAX = 32, /* regions of one VM */
+    UFFDMM_TIERS_MAX = 8     /* tiers of one VM, the zero tier among them */
 };
 
 enum uffdmm_msg_type {
@@ -95,13 +96,15 @@ struct uffdmm_hello_reply {
 };
 
 /*
- * REGION_CREATE.  The reply carries three descriptors: the sealed memfd of
- * the guest memory, the memfd of the page-state table, and a read-only memfd
- * with the statistics of the VM.
+ * REGION_CREATE.  The reply carries three descriptors or more: the sealed
+ * memfd of the guest memory, the memfd of the page-state table, a read-only
+ * memfd with the statistics of the VM, and then the arenas of its tiers that
+ * keep pages in memory.  QEMU does nothing with an arena but keep it open and
+ * hand it over with RECONNECT, so that the pages in it outlive the worker.
  */
 struct uffdmm_region_create {
     uint64_t size;      /* bytes, a multiple of page_size */
-    uint64_t page_size; /* bytes: 4096 */
+    uint64_t page_size; /* bytes: 4096, or 2097152 for hugetlbfs */
     uint32_t nr_shards; /* 1..UFFDMM_SHARDS_MAX */
     uint32_t flags;     /* none defined yet, must be 0 */
     char name[UFFDMM_NAME_MAX];
@@ -153,8 +156,10 @@ struct uffdmm_query_reply {
 };
 
 enum uffdmm_policy_field {
-    UFFDMM_POLICY_LIMIT = 1,    /* limit_bytes */
-    UFFDMM_POLICY_READAHEAD = 2 /* readahead_pages */
+    UFFDMM_POLICY_LIMIT = 1,     /* limit_bytes */
+    UFFDMM_POLICY_READAHEAD = 2, /* readahead_pages */
+    UFFDMM_POLICY_TIERS = 4,     /* tier_bytes[i] for each bit i of tier_mask */
+    UFFDMM_POLICY_DEMOTE = 8     /* demote_after_ms */
 };
 
 /* SET_POLICY changes the fields named; the reply carries all in force. */
@@ -162,6 +167,10 @@ struct uffdmm_policy {
     uint32_t fields;          /* or of enum uffdmm_policy_field */
     uint32_t readahead_pages; /* largest window, 1 (off) .. 64 */
     uint64_t limit_bytes;     /* resident memory of the whole VM, 0: no limit */
+    uint32_t tier_mask;
+    uint32_t pad;
+    uint64_t tier_bytes[UFFDMM_TIERS_MAX]; /* most to be stored, 0: no bound */
+    uint64_t demote_after_ms; /* unused pages go one tier down then, 0: never */
 };
 
 /* LIST: { start }; the reply is an array of these, as many as fit. */
@@ -179,7 +188,7 @@ struct uffdmm_list_entry {
 /*
  * RECONNECT hands a running region to a new worker: the payload and
  * descriptors of REGION_CREATE's reply and of REGION_ATTACH in one.
- * Descriptors: guest memfd, table memfd, pagemap, userfaultfds.
+ * Descriptors: guest memfd, table memfd, pagemap, userfaultfds, arenas.
  */
 struct uffdmm_reconnect {
     struct uffdmm_region_create create;
@@ -227,7 +236,9 @@ struct uffdmm_table_header {
  * QEMU changes entries in one way only: a discard replaces the state by
  * DISCARDED and adds one to the generation, keeps slot, tier, BUSY and
  * WRITING, clears MAYHOLE, and sets BUSY when the state was FILLING.  An EMPTY
- * entry just gets MAYHOLE; UNTRACKED and DISCARDED ones stay as they are.
+ * entry just gets MAYHOLE; UNTRACKED and DISCARDED ones stay as they are.  An
+ * entry with INSTALL is waited for, which takes microseconds: else the punch
+ * could come before the copy, and the guest would find its old page.
  */
 enum uffdmm_entry_layout {
     UFFDMM_ENTRY_STATE_MASK = 0xf,
@@ -237,6 +248,8 @@ enum uffdmm_entry_layout {
     UFFDMM_ENTRY_MAYHOLE = 0x20,
     /* EVICTING: a write to this slot is in flight, only the evictor frees it */
     UFFDMM_ENTRY_WRITING = 0x40,
+    /* FILLING: the bytes are being put into guest memory right now */
+    UFFDMM_ENTRY_INSTALL = 0x80,
     UFFDMM_ENTRY_TIER_SHIFT = 8,
     UFFDMM_ENTRY_TIER_MASK = 0xf,
     UFFDMM_ENTRY_GEN_SHIFT = 12,
@@ -256,9 +269,16 @@ enum uffdmm_page_state {
     UFFDMM_PAGE_LOST = 8       /* its content cannot be had */
 };
 
-enum uffdmm_tier {
-    UFFDMM_TIER_ZERO = 0, /* the record holds the repeated word */
-    UFFDMM_TIER_FILE = 1
+/*
+ * The tier in an entry is an index into the tiers of the VM, in the order of
+ * its configuration.  Tier 0 is always the zero tier, where the record holds
+ * the repeated word.
+ */
+enum uffdmm_tier_type {
+    UFFDMM_TIER_ZERO = 0,
+    UFFDMM_TIER_POOL = 1, /* compressed, in memory */
+    UFFDMM_TIER_FILE = 2, /* files or block devices */
+    UFFDMM_TIER_NBD = 3   /* an NBD export */
 };
 
 /* ------------------------------------------------------------------------ */
@@ -282,6 +302,14 @@ enum uffdmm_worker_state {
     UFFDMM_WORKER_RUNNING = 1,
     UFFDMM_WORKER_STORE_FULL = 2, /* eviction stopped, faults wait for room */
     UFFDMM_WORKER_STORE_ERROR = 3 /* some page cannot be read or written now */
+};
+
+enum uffdmm_tier_state {
+    UFFDMM_TIER_OK = 0,
+    UFFDMM_TIER_FULL = 1,  /* no room: the next tier takes over */
+    UFFDMM_TIER_SLOW = 2,  /* a request waits for long: likewise */
+    UFFDMM_TIER_ERROR = 3, /* the last request failed: likewise, tried again */
+    UFFDMM_TIER_AWAY = 4   /* its server is gone: pages in it wait */
 };
 
 /*
@@ -345,8 +373,52 @@ struct uffdmm_stats {
     uint64_t checksum_errors;
     uint64_t lost_pages; /* pages that became LOST */
 
-    uint64_t reserved[32];
+    /* gauges and counters of all tiers together */
+    uint64_t nr_tiers;         /* the zero tier among them */
+    uint64_t demote_after_ms;  /* policy in force */
+    uint64_t arena_bytes;      /* memory in which tiers keep pages */
+    uint64_t readahead_wasted; /* of the pages read ahead, not used */
+    uint64_t demoted;          /* pages moved to a later tier */
+    uint64_t demote_cancelled; /* pages used or discarded meanwhile */
+    uint64_t passed_on;        /* pages that the next tier had to take */
+
+    uint64_t reserved[25];
     uint64_t fault_hist[UFFDMM_HIST_BUCKETS]; /* from message to page */
+};
+
+/*
+ * One page a tier, behind the page of struct uffdmm_stats: tier i is at byte
+ * (1 + i) * 4096.  The same rules hold.
+ */
+struct uffdmm_tier_stats {
+    char name[UFFDMM_NAME_MAX]; /* as configured */
+    uint32_t type;              /* enum uffdmm_tier_type */
+    uint32_t shared;            /* 1: other hosts can read it */
+
+    /* gauges */
+    uint64_t state;          /* enum uffdmm_tier_state */
+    uint64_t capacity_bytes; /* room for this VM, 0: as much as there is */
+    uint64_t used_bytes;     /* of that, CLEAN copies too */
+    uint64_t stored_pages;   /* STORED here */
+    uint64_t copy_pages;     /* in memory, with a copy here */
+    uint64_t stored_bytes;   /* of both before compression */
+
+    /* counters */
+    uint64_t reads; /* requests */
+    uint64_t read_bytes;
+    uint64_t writes; /* requests */
+    uint64_t write_bytes;
+    uint64_t trim_bytes;
+    uint64_t errors;          /* requests that failed */
+    uint64_t checksum_errors; /* pages that were not what had been stored */
+    uint64_t refused;         /* pages not taken: full, or not compressible */
+    uint64_t compactions;     /* pages moved inside the tier */
+    uint64_t reconnects;
+    uint64_t last_error_ns; /* CLOCK_REALTIME */
+    char last_error[UFFDMM_TEXT_MAX];
+
+    uint64_t read_hist[UFFDMM_HIST_BUCKETS];  /* of requests */
+    uint64_t write_hist[UFFDMM_HIST_BUCKETS]; /* of requests */
 };
 
 #endif
