@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The first 4 KiB of a volume that others could take: whose it is. */
+#ifndef UFFDMM_FILE_LABEL_H
+#define UFFDMM_FILE_LABEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "file_volume.h"
+
+/*
+ * Takes an open volume for @vm.  Sets v->label, v->labelled and v->leftovers.  0, or a
+ * negative errno with one sentence for the user in @err.
+ */
+int file_label_take(struct file_volume *v, const struct tier_vm *vm, char *err,
+                    size_t err_len);
+
+/*
+ * Is a volume that others can reach still ours?  0, or a negative errno with @err;
+ * always 0 for one that nobody else can take.
+ */
+int file_label_held(const struct file_volume *v, char *err, size_t err_len);
+
+/*
+ * Tells in the label of a volume that is being closed what the next owner finds: pages
+ * that are needed, with @keep, or nothing.  False when the volume is not ours any more,
+ * so that nothing of it may be touched.
+ */
+bool file_label_release(const struct file_volume *v, bool keep);
+
+#endif

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "tier.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "clock.h"
+#include "config.h"
+#include "log.h"
+#include "stats.h"
+
+/* A tier is shown as failing for so long after its last error. */
+#define FAILING_NS (1 * NSEC_PER_SEC)
+
+static const struct tier_ops *ops_of(uint32_t type)
+{
+    switch (type) {
+    case UFFDMM_TIER_POOL:
+        return &tier_pool_ops;
+    case UFFDMM_TIER_FILE:
+        return &tier_file_ops;
+    case UFFDMM_TIER_NBD:
+        return &tier_nbd_ops;
+    default:
+        return NULL;
+    }
+}
+
+int tier_open(struct tier *t, unsigned index, const struct tier_config *config,
+              const struct tier_vm *vm, struct uffdmm_tier_stats *stats, char *err,
+              size_t err_len)
+{
+    memset(t, 0, sizeof(*t));
+    t->ops = ops_of(config->type);
+    t->config = config;
+    t->stats = stats;
+    t->vm = *vm;
+    t->index = index;
+    t->arena_fd = -1;
+    t->max_bytes = config->capacity ? config->capacity : UINT64_MAX;
+    snprintf(stats->name, sizeof(stats->name), "%s", config->name);
+    stats->type = config->type;
+    stats->shared = config->shared;
+    if (!t->ops) {
+        snprintf(err, err_len, "tier %s has type %u, which this manager does not know",
+                 config->name, config->type);
+        return -EINVAL;
+    }
+    return t->ops->open(t, vm, err, err_len);
+}
+
+/*
+ * put() of a tier that stores at once, page by page under the error wrapper: there is
+ * no transfer that could fail.
+ */
+static void put_or_fail(struct tier *t, struct tier_scratch *s, struct tier_put *puts,
+                        unsigned nr)
+{
+    static _Thread_local uint64_t rng;
+    const struct tier_faults *f = &t->config->faults;
+    uint64_t now = clock_ns();
+
+    rng = rng ? rng : now | 1;
+    for (unsigned i = 0; i < nr; i++) {
+        if (inject_armed(&t->error_trigger, f->error_trigger, now) &&
+            inject_fails(f, true, &rng)) {
+            puts[i].result = -f->error_errno;
+            stats_add(&t->stats->errors, 1);
+        } else {
+            t->ops->put(t, s, &puts[i], 1);
+        }
+    }
+}
+
+void tier_put(struct tier *t, struct tier_scratch *s, struct tier_put *puts, unsigned nr)
+{
+    uint64_t max = __atomic_load_n(&t->max_bytes, __ATOMIC_RELAXED);
+    uint64_t state = stats_get(&t->stats->state), used;
+    unsigned allowed = nr, refused = 0;
+
+    if (state == UFFDMM_TIER_AWAY ||
+        (!t->last && clock_ns() < __atomic_load_n(&t->avoid_until, __ATOMIC_RELAXED))) {
+        allowed = 0;
+    } else if (max != UINT64_MAX && !t->put_stores) {
+        /* a tier that compresses knows only then what a page takes, and asks itself */
+        used = t->ops->used(t);
+        if (used + (uint64_t)nr * PAGE_SIZE_4K > max) {
+            allowed = used < max ? (unsigned)((max - used) / PAGE_SIZE_4K) : 0;
+        }
+    }
+    if (allowed && t->put_stores && t->config->faults.error_rate > 0) {
+        put_or_fail(t, s, puts, allowed);
+    } else if (allowed) {
+        t->ops->put(t, s, puts, allowed);
+    }
+    for (unsigned i = 0; i < nr; i++) {
+        if (i >= allowed) {
+            puts[i].result = -ENOSPC;
+        }
+        refused += puts[i].result != 0;
+    }
+    if (refused) {
+        stats_add(&t->stats->refused, refused);
+    }
+}
+
+uint64_t tier_pages(const struct tier *t)
+{
+    return t->ops->pages ? t->ops->pages(t) : t->ops->used(t) / PAGE_SIZE_4K;
+}
+
+uint64_t tier_room(const struct tier *t)
+{
+    uint64_t capacity = stats_get(&t->stats->capacity_bytes);
+    uint64_t max = __atomic_load_n(&t->max_bytes, __ATOMIC_RELAXED);
+
+    return capacity && capacity < max ? capacity : max;
+}
+
+void tier_avoid(struct tier *t, uint64_t ns)
+{
+    __atomic_store_n(&t->avoid_until, clock_ns() + ns, __ATOMIC_RELAXED);
+}
+
+void tier_gauges(struct tier *t)
+{
+    uint64_t used = t->ops->used(t);
+    uint64_t state = stats_get(&t->stats->state);
+    uint64_t room = tier_room(t);
+
+    stats_set(&t->stats->used_bytes, used);
+    if (state == UFFDMM_TIER_OK || state == UFFDMM_TIER_FULL ||
+        state == UFFDMM_TIER_SLOW || state == UFFDMM_TIER_ERROR) {
+        bool slow = clock_ns() < __atomic_load_n(&t->avoid_until, __ATOMIC_RELAXED);
+        bool failing = clock_ns() < __atomic_load_n(&t->failed_until, __ATOMIC_RELAXED);
+        uint64_t now = failing ? UFFDMM_TIER_ERROR
+                       : slow  ? UFFDMM_TIER_SLOW
+                       : room != UINT64_MAX && used + BATCH_PAGES * 4096UL > room
+                           ? UFFDMM_TIER_FULL
+                           : UFFDMM_TIER_OK;
+
+        /* another thread may just find the server gone: that stays */
+        __atomic_compare_exchange_n(&t->stats->state, &state, now, false,
+                                    __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    }
+}
+
+void tier_error(struct tier *t, const char *fmt, ...)
+{
+    struct timespec now;
+    char text[UFFDMM_TEXT_MAX];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    clock_gettime(CLOCK_REALTIME, &now);
+    __atomic_store_n(&t->failed_until, clock_ns() + FAILING_NS, __ATOMIC_RELAXED);
+    /* readers may see a sentence half replaced; the array always ends in NUL */
+    memcpy(t->stats->last_error, text, sizeof(text));
+    stats_set(&t->stats->last_error_ns,
+              (uint64_t)now.tv_sec * NSEC_PER_SEC + (uint64_t)now.tv_nsec);
+    if (log_ratelimit(&t->logged, NSEC_PER_SEC)) {
+        log_error("tier %s: %s", t->config->name, text);
+    }
+}
+
+void tier_set_state(struct tier *t, unsigned state)
+{
+    stats_set(&t->stats->state, state);
+}

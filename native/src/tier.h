@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The tiers of one VM: stores of different latency behind one interface.
+ *
+ * A tier hands out slots, one a page, and moves bytes between slots and
+ * buffers.  What a slot number means is the tier's own affair, but slot 0 is
+ * never a page's and a slot fits into 40 bits.  Transfers are asynchronous: a
+ * thread submits them to its own queue (tier_io.h) and polls for their end, so
+ * that a store which does not answer holds up nobody but the pages in it.
+ */
+#ifndef UFFDMM_TIER_H
+#define UFFDMM_TIER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "tier_config.h"
+#include "tier_inject.h"
+#include "uffdmm/protocol.h"
+
+struct tier;
+struct tier_io;
+struct tier_queue;
+struct pool_mover;
+struct pool_object;
+
+/* Whose tier it is. */
+struct tier_vm {
+    const char *name;
+    uint8_t uuid[16];
+    pid_t qemu_pid;
+    uint64_t ram_bytes; /* known so far */
+};
+
+/* One page to be stored. */
+struct tier_put {
+    const void *data; /* one page */
+    uint32_t region_id;
+    uint64_t pfn;
+    uint64_t slot; /* out */
+    int result;    /* out: 0, -ENOSPC: no room, -E2BIG: does not compress, -EIO */
+};
+
+/* Per-thread memory of a tier that needs some to compress; opaque. */
+struct tier_scratch;
+
+struct tier_ops {
+    /*
+     * Opens or creates the volume of @vm.  t->config and t->stats are set, the
+     * rest is zero.  0, or a negative errno with one sentence for the user in @err.
+     */
+    int (*open)(struct tier *t, const struct tier_vm *vm, char *err, size_t err_len);
+
+    /* Frees the volume, or leaves it for a later open() when @keep. */
+    void (*close)(struct tier *t, bool keep);
+
+    /*
+     * Makes room for @bytes of pages, as far as the configuration allows: sets
+     * t->stats->capacity_bytes.  May be called again with more.  0, or a
+     * negative errno with @err when not even what is allowed is there.
+     */
+    int (*reserve)(struct tier *t, uint64_t bytes, char *err, size_t err_len);
+
+    /* Memory of a thread that will call put() or submit reads; NULL when none is needed. */
+    int (*scratch_new)(struct tier *t, struct tier_scratch **out);
+    void (*scratch_free)(struct tier_scratch *s);
+
+    /*
+     * Takes a slot for each of @nr pages, neighbours where it can, and sets slot
+     * and result of each.  Slots of pages that follow each other in @puts ascend.
+     * No I/O, no waiting.  With t->put_stores the bytes are stored as well; else a
+     * write has to be submitted for each slot.
+     */
+    void (*put)(struct tier *t, struct tier_scratch *s, struct tier_put *puts,
+                unsigned nr);
+
+    /* Gives a slot back.  False, and nothing done, when it was not taken. */
+    bool (*free)(struct tier *t, uint64_t slot);
+
+    /* True when a page-state entry may name @slot. */
+    bool (*valid)(const struct tier *t, uint64_t slot);
+
+    /*
+     * How many slots from @slot on, at most @nr, one request may cover.  1 when
+     * slots are no neighbours of each other.
+     */
+    uint64_t (*extent)(const struct tier *t, uint64_t slot, uint64_t nr);
+
+    /*
+     * Starts the transfer.  Ends in tier_io_done(), from this call or later and
+     * from any thread.  Short transfers are carried on to their end by the tier.
+     */
+    void (*submit)(struct tier *t, struct tier_queue *q, struct tier_io *io);
+
+    /*
+     * A bit of work in the background: trims freed slots.  Returns the bytes
+     * given back, 0 when there is nothing to do.  Counts them in t->stats.  May be NULL.
+     */
+    uint64_t (*tidy)(struct tier *t);
+
+    /* Ends all transfers soon, with -ECANCELED if need be: the VM is gone.  May be NULL. */
+    void (*cancel)(struct tier *t);
+
+    /* Slots taken, in bytes of store (a pool: memory). */
+    uint64_t (*used)(const struct tier *t);
+
+    /* Slots taken, in pages.  NULL: used() in pages. */
+    uint64_t (*pages)(const struct tier *t);
+
+    /* pool_oldest() and pool_compact() of a tier that has them, else NULL. */
+    unsigned (*oldest)(struct tier *t, uint64_t before_ns, struct pool_object *out,
+                       unsigned max);
+    unsigned (*compact)(struct tier *t, const struct pool_mover *m, unsigned max);
+};
+
+struct tier {
+    const struct tier_ops *ops;
+    const struct tier_config *config;
+    struct uffdmm_tier_stats *stats;
+    void *priv;            /* the implementation's */
+    struct tier_vm vm;     /* set by tier_open() */
+    unsigned index;        /* in page-state entries */
+    bool last;             /* no tier comes after it */
+    bool put_stores;       /* put() stores the bytes too, reads are done at once */
+    int arena_fd;          /* memfd of a tier that keeps pages in memory, else -1 */
+    uint64_t max_bytes;    /* what this VM may store here, by policy; atomic */
+    uint64_t io_pending;   /* transfers under way; atomic */
+    uint64_t logged;       /* clock_ns() of the last line about an error */
+    uint64_t failed_until; /* clock_ns() until which it counts as failing; atomic */
+    uint64_t avoid_until;  /* clock_ns() before which nothing new is put here; atomic */
+    struct inject_trigger error_trigger, delay_trigger; /* of the wrappers */
+};
+
+extern const struct tier_ops tier_pool_ops;
+extern const struct tier_ops tier_file_ops;
+extern const struct tier_ops tier_nbd_ops;
+
+/*
+ * Opens the tier @index of a VM.  @config and @stats outlive it.  0, or a negative
+ * errno with one sentence for the user in @err.
+ */
+int tier_open(struct tier *t, unsigned index, const struct tier_config *config,
+              const struct tier_vm *vm, struct uffdmm_tier_stats *stats, char *err,
+              size_t err_len);
+
+/*
+ * put() within what policy allows: pages beyond that get -ENOSPC, and all of them while
+ * the tier is away, or is slow or failing and not the last one.
+ */
+void tier_put(struct tier *t, struct tier_scratch *s, struct tier_put *puts, unsigned nr);
+
+/* Slots taken, in pages. */
+uint64_t tier_pages(const struct tier *t);
+
+/* Bytes that this VM may store here, by room and by policy; UINT64_MAX without bound. */
+uint64_t tier_room(const struct tier *t);
+
+/* Nothing new is put into the tier for @ns: it failed, or is slow. */
+void tier_avoid(struct tier *t, uint64_t ns);
+
+/* Brings the gauges of the tier up to date. */
+void tier_gauges(struct tier *t);
+
+/*
+ * Notes an error for operators: keeps the sentence in the statistics and the log, and
+ * shows the tier as failing for a while.
+ */
+void tier_error(struct tier *t, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* Sets the state gauge (enum uffdmm_tier_state). */
+void tier_set_state(struct tier *t, unsigned state);
+
+#endif
