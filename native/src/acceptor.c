@@ -28,7 +28,7 @@
 #include "clock.h"
 #include "conn.h"
 #include "log.h"
-#include "store.h"
+#include "tier_file.h"
 #include "worker.h"
 
 #define VMS_MAX 1024
@@ -547,10 +547,13 @@ int acceptor_run(const struct options *options)
         return EXIT_FAILURE;
     }
     a->options = options;
-    if (store_sweep(options->store_dir, err, sizeof(err))) {
-        log_error("%s", err);
-        free(a);
-        return EXIT_FAILURE;
+    for (unsigned i = 0; i < options->nr_tiers; i++) {
+        if (options->tiers[i].type == UFFDMM_TIER_FILE &&
+            tier_file_sweep(&options->tiers[i], err, sizeof(err))) {
+            log_error("%s", err);
+            free(a);
+            return EXIT_FAILURE;
+        }
     }
     a->listen_fd = options->fd >= 0 ? options->fd : listen_on(a, options->socket_path);
     if (a->listen_fd < 0) {
@@ -565,9 +568,10 @@ int acceptor_run(const struct options *options)
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* a file size limit is an error like any other */
     a->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-    log_info("version %s, listening on %s, store %s", UFFDMM_PROGRAM_VERSION,
+    log_info("version %s, listening on %s, %u tier(s) besides zero",
+             UFFDMM_PROGRAM_VERSION,
              options->socket_path ? options->socket_path : "an inherited socket",
-             options->store_dir);
+             options->nr_tiers);
     serve(a);
     if (a->bound) {
         unlink(options->socket_path);

@@ -45,6 +45,7 @@
 #include "fault.h"
 #include "log.h"
 #include "queue.h"
+#include "region.h"
 #include "thread.h"
 #include "vm.h"
 
@@ -53,6 +54,10 @@
 
 /* Tries of a write-protect that the kernel answers with EAGAIN. */
 #define PROTECT_TRIES 1000
+
+/* A batch whose writes take longer is laid aside, and looked at so often. */
+#define STALL_NS (1 * NSEC_PER_SEC)
+#define PARKED_LOOK_MS 20
 
 /* Pause after a round that freed nothing. */
 #define IDLE_RETRY_MS 2
@@ -126,6 +131,8 @@ static unsigned claim_block(struct batch *bt, struct block *b, enum spare spare,
         it->region = r;
         it->pfn = pfn;
         it->kind = ITEM_CLAIMED;
+        it->slot = 0;
+        it->has_slot = it->written = false;
         bt->nr++;
         n++;
     }
@@ -229,7 +236,7 @@ static void protect_and_read(struct batch *bt)
                          strerror(-ret));
             }
             for (unsigned k = i; k < end; k++) {
-                batch_give_back(bt, &bt->items[k]);
+                batch_give_back(&bt->items[k]);
             }
             continue;
         }
@@ -250,7 +257,7 @@ static bool lock_holes(struct region *r, uint64_t pfn, uint64_t end)
             (state != UFFDMM_PAGE_STORED && state != UFFDMM_PAGE_EMPTY) ||
             !entry_cas(&r->entries[pfn], e, e | UFFDMM_ENTRY_BUSY)) {
             while (pfn > first) {
-                entry_clear_busy(&r->entries[--pfn]);
+                region_release_page(r, --pfn);
             }
             return false;
         }
@@ -292,11 +299,16 @@ static unsigned punch(struct batch *bt)
             pages = 0;
         }
         for (uint64_t pfn = first; pfn <= last; pfn++) {
-            entry_clear_busy(&r->entries[pfn]);
+            region_release_page(r, pfn);
         }
         atomic_fetch_sub_explicit(&bt->vm->resident, (int64_t)pages,
                                   memory_order_relaxed);
         total += pages;
+    }
+    for (i = 0; i < bt->nr; i++) {
+        if (bt->items[i].kind == ITEM_PUBLISHED) {
+            bt->items[i].kind = ITEM_GONE;
+        }
     }
     return total;
 }
@@ -324,6 +336,40 @@ static unsigned blocks_of(struct vm *vm)
 static enum spare spare_now(struct vm *vm, unsigned chances)
 {
     return chances > blocks_of(vm) ? SPARE_NEW : chances ? SPARE_USED : SPARE_NONE;
+}
+
+/* Counts the batch among those that its regions must wait for. */
+static void set_parked(struct batch *bt, bool parked)
+{
+    if (bt->parked == parked) {
+        return;
+    }
+    bt->parked = parked;
+    for (unsigned i = 0; i < bt->nr; i++) {
+        if (!i || bt->items[i].region != bt->items[i - 1].region) {
+            atomic_fetch_add(&bt->items[i].region->parked, parked ? 1 : -1);
+        }
+    }
+}
+
+/*
+ * Steps 5 to 7, as far as the tiers go along: lays the batch aside when one does
+ * not do its writes within @stall_ns.  Returns the pages that left memory.
+ */
+static unsigned carry_on(struct vm *vm, struct batch *bt, uint64_t stall_ns)
+{
+    bool through = batch_write(bt, stall_ns);
+    unsigned punched;
+
+    if (!through) {
+        batch_lay_aside(bt);
+    }
+    batch_publish(bt);
+    punched = punch(bt);
+    batch_requeue(bt);
+    kick_waiters(vm);
+    set_parked(bt, !through);
+    return punched;
 }
 
 /* One batch.  Returns the pages that left memory. */
@@ -363,15 +409,48 @@ static unsigned evict_batch(struct vm *vm, struct batch *bt, int64_t want,
     if (bt->nr) {
         protect_and_read(bt);
         batch_classify(bt);
-        batch_write(bt);
-        batch_publish(bt);
-        punched = punch(bt);
-        batch_requeue(bt);
-        kick_waiters(vm);
+        batch_write_begin(bt);
+        punched = carry_on(vm, bt, STALL_NS);
     }
     vm_sync_resident(vm);
     pthread_rwlock_unlock(&vm->regions_lock);
     return punched;
+}
+
+/* Looks after the batches that wait for a tier.  Returns the pages that left memory. */
+static unsigned resume_parked(struct vm *vm, struct batch *const *batches)
+{
+    unsigned punched = 0;
+
+    for (unsigned i = 0; i < EVICT_BATCHES; i++) {
+        if (batches[i]->parked) {
+            pthread_rwlock_rdlock(&vm->regions_lock);
+            punched += carry_on(vm, batches[i], 0);
+            pthread_rwlock_unlock(&vm->regions_lock);
+        }
+    }
+    return punched;
+}
+
+/* A batch that waits for nothing, NULL when all do. */
+static struct batch *idle_batch(struct batch *const *batches)
+{
+    for (unsigned i = 0; i < EVICT_BATCHES; i++) {
+        if (!batches[i]->parked) {
+            return batches[i];
+        }
+    }
+    return NULL;
+}
+
+static bool any_parked(struct batch *const *batches)
+{
+    for (unsigned i = 0; i < EVICT_BATCHES; i++) {
+        if (batches[i]->parked) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* Sleeps until there may be work, or for @timeout_ms. */
@@ -385,54 +464,98 @@ static void wait_for_work(struct vm *vm, int timeout_ms)
     }
 }
 
+/* At the end of the thread: what waits for a tier must come to an end first. */
+static void finish_parked(struct vm *vm, struct batch *const *batches)
+{
+    while (any_parked(batches)) {
+        resume_parked(vm, batches);
+        usleep(1000);
+    }
+}
+
+struct evictor {
+    struct vm *vm;
+    struct batch *batches[EVICT_BATCHES];
+};
+
+static void evictor_free(struct evictor *ev)
+{
+    for (unsigned i = 0; i < EVICT_BATCHES; i++) {
+        if (ev->batches[i]) {
+            batch_free(ev->batches[i]);
+        }
+    }
+    free(ev);
+}
+
+/* Evicts until there is room again. */
+static void make_room(struct evictor *ev)
+{
+    struct vm *vm = ev->vm;
+    unsigned chances = 2 * blocks_of(vm);
+    int64_t room;
+
+    while (!atomic_load(&vm->stop) && (room = vm_room(vm)) < vm_margin_high(vm)) {
+        unsigned freed = resume_parked(vm, ev->batches);
+        struct batch *bt = idle_batch(ev->batches);
+
+        if (bt) {
+            freed += evict_batch(vm, bt, vm_margin_high(vm) - room, &chances);
+        }
+        if (!freed) {
+            kick_waiters(vm);
+            wait_for_work(vm, !bt                 ? PARKED_LOOK_MS
+                              : bt->store_trouble ? STORE_RETRY_MS
+                                                  : IDLE_RETRY_MS);
+        }
+    }
+}
+
 static void *evict_thread(void *opaque)
 {
-    struct batch *bt = opaque;
-    struct vm *vm = bt->vm;
-    unsigned chances = 0;
+    struct evictor *ev = opaque;
+    struct vm *vm = ev->vm;
 
     atomic_store(&vm->evictor_tid, (pid_t)syscall(SYS_gettid));
     while (!atomic_load(&vm->stop)) {
-        int64_t room = vm_room(vm);
-
-        if (room >= vm_margin_low(vm)) {
-            atomic_store(&vm->evictor_idle, true);
-            if (vm_room(vm) >= vm_margin_low(vm) && !atomic_load(&vm->stop)) {
-                wait_for_work(vm, -1);
-            }
-            atomic_store(&vm->evictor_idle, false);
+        if (vm_room(vm) < vm_margin_low(vm)) {
+            make_room(ev);
             continue;
         }
-        chances = 2 * blocks_of(vm);
-        while (!atomic_load(&vm->stop) && (room = vm_room(vm)) < vm_margin_high(vm)) {
-            if (!evict_batch(vm, bt, vm_margin_high(vm) - room, &chances)) {
-                kick_waiters(vm);
-                wait_for_work(vm, bt->store_trouble ? STORE_RETRY_MS : IDLE_RETRY_MS);
-            }
+        resume_parked(vm, ev->batches);
+        atomic_store(&vm->evictor_idle, true);
+        if (vm_room(vm) >= vm_margin_low(vm) && !atomic_load(&vm->stop)) {
+            wait_for_work(vm, any_parked(ev->batches) ? PARKED_LOOK_MS : -1);
         }
+        atomic_store(&vm->evictor_idle, false);
     }
-    batch_free(bt);
+    finish_parked(vm, ev->batches);
+    evictor_free(ev);
     return NULL;
 }
 
 int evict_start(struct vm *vm)
 {
-    struct batch *bt;
-    int ret;
+    struct evictor *ev = calloc(1, sizeof(*ev));
+    int ret = ev ? 0 : -ENOMEM;
 
-    vm->evict_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (vm->evict_fd < 0) {
-        return -errno;
+    if (ret) {
+        return ret;
     }
-    ret = batch_new(vm, &bt);
+    ev->vm = vm;
+    vm->evict_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    ret = vm->evict_fd < 0 ? -errno : 0;
+    for (unsigned i = 0; !ret && i < EVICT_BATCHES; i++) {
+        ret = batch_new(vm, &ev->batches[i]);
+    }
     if (!ret) {
-        ret = thread_start(&vm->evictor, "uffdmm-evict", evict_thread, bt);
-        if (ret) {
-            batch_free(bt);
-        }
+        ret = thread_start(&vm->evictor, "uffdmm-evict", evict_thread, ev);
     }
     if (ret) {
-        close(vm->evict_fd);
+        if (vm->evict_fd >= 0) {
+            close(vm->evict_fd);
+        }
+        evictor_free(ev);
         return ret;
     }
     vm->evictor_running = true;

@@ -17,15 +17,22 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "copies.h"
 #include "log.h"
 #include "queue.h"
+#include "region.h"
 #include "vm.h"
 
 /* A block with at least this many pages in the batch is written whole or not at all. */
 #define DENSE_PAGES 48
 
-/* Clean copies whose slots are given up at once when the volume has no free ones. */
-#define RECLAIM_PAGES 2048
+/* A tier in memory takes unchanged pages from later tiers up to this share of its room. */
+#define LIFT_PERCENT 85
+
+/* Writes that take longer make the tier slow: the next one takes over for a while. */
+#define SLOW_WRITE_NS (250 * NSEC_PER_MSEC)
+#define AVOID_SLOW_NS (2 * NSEC_PER_SEC)
+#define AVOID_FAILED_NS (200 * NSEC_PER_MSEC)
 
 /* How long to poll for a write before sleeping. */
 #define WRITE_SPIN_NS (20 * NSEC_PER_USEC)
@@ -47,7 +54,7 @@ int batch_new(struct vm *vm, struct batch **out)
         free(bt);
         return ret;
     }
-    ret = io_init(&bt->io);
+    ret = tier_queue_init(&bt->queue, vm->tiers, UFFDMM_TIERS_MAX);
     if (ret) {
         munmap(bt->buffer, (size_t)BATCH_BLOCKS * BLOCK_PAGES * PAGE_SIZE_4K);
         free(bt);
@@ -59,39 +66,40 @@ int batch_new(struct vm *vm, struct batch **out)
 
 void batch_free(struct batch *bt)
 {
-    io_deinit(&bt->io);
+    tier_queue_deinit(&bt->queue);
     munmap(bt->buffer, (size_t)BATCH_BLOCKS * BLOCK_PAGES * PAGE_SIZE_4K);
     free(bt);
 }
 
-/* Frees the new slot of an item that will not be published. */
-static void release_slot(struct batch *bt, struct item *it)
+/* Frees the new slot of an item that will not be published there. */
+static void release_slot(struct item *it)
 {
     entry_t *p = &it->region->entries[it->pfn];
     uint64_t e = entry_load(p);
 
-    if (!it->has_slot) {
+    if (!it->slot) {
         return;
     }
-    it->has_slot = false;
     /* a discard keeps slot and WRITING in the entry: it must not name a free slot */
     while (entry_state(e) == UFFDMM_PAGE_DISCARDED && (e & UFFDMM_ENTRY_WRITING) &&
-           entry_slot(e) == it->slot) {
+           (entry_slot(e) == it->slot || entry_slot(e) == entry_slot(it->entry))) {
         uint64_t to = entry_make(UFFDMM_PAGE_DISCARDED, (unsigned)e & UFFDMM_ENTRY_BUSY,
                                  0, entry_gen(e), 0);
 
         if (entry_cas(p, e, to)) {
+            region_reap_discard(it->region, it->pfn);
             break;
         }
         e = entry_load(p);
     }
-    if (!slots_free(&bt->vm->store.slots, it->slot)) {
-        log_error("region %s: slot %llu was free while it was written", it->region->name,
-                  (unsigned long long)it->slot);
+    if (it->has_slot && !it->tier->ops->free(it->tier, it->slot)) {
+        log_error("region %s: slot %llu of tier %s was free while it was written",
+                  it->region->name, (unsigned long long)it->slot, it->tier->config->name);
     }
+    it->has_slot = it->written = false;
 }
 
-void batch_give_back(struct batch *bt, struct item *it)
+void batch_give_back(struct item *it)
 {
     struct region *r = it->region;
     entry_t *p = &r->entries[it->pfn];
@@ -106,9 +114,9 @@ void batch_give_back(struct batch *bt, struct item *it)
     if (entry_cas(p, it->entry, to)) {
         /* retried by the guest's next write when the kernel says EAGAIN */
         uffd_wp(page_shard(r, it->pfn)->uffd, page_addr(r, it->pfn), PAGE_SIZE_4K, false);
-        entry_clear_busy(p);
+        region_release_page(r, it->pfn);
     }
-    release_slot(bt, it);
+    release_slot(it);
     it->kind = ITEM_DROPPED;
 }
 
@@ -139,10 +147,11 @@ static void classify(struct batch *bt, struct item *it)
         it->kind = ITEM_SAME;
     } else if (entry_slot(it->entry) &&
                r->records[it->pfn] ==
-                   store_checksum(it->data, r->id, it->pfn, entry_gen(it->entry))) {
+                   page_checksum(it->data, r->id, it->pfn, entry_gen(it->entry))) {
         it->kind = ITEM_UNCHANGED;
     } else {
         it->kind = ITEM_DIRTY;
+        region_mark_raw(r, it->pfn, false);
     }
 }
 
@@ -172,7 +181,7 @@ void batch_classify(struct batch *bt)
             stored +=
                 bt->items[k].kind == ITEM_DIRTY || bt->items[k].kind == ITEM_UNCHANGED;
         }
-        if (dirty && stored >= DENSE_PAGES) {
+        if (dirty && stored >= DENSE_PAGES && !bt->vm->tiers[1]->put_stores) {
             for (k = i; k < end; k++) {
                 if (bt->items[k].kind == ITEM_UNCHANGED) {
                     bt->items[k].kind = ITEM_DIRTY;
@@ -182,34 +191,6 @@ void batch_classify(struct batch *bt)
     }
 }
 
-/* Gives up slots of clean copies: the pages are in memory anyway. */
-static unsigned reclaim_slots(struct batch *bt)
-{
-    struct vm *vm = bt->vm;
-    unsigned freed = 0;
-
-    for (unsigned k = 0; k < UFFDMM_REGIONS_MAX && freed < RECLAIM_PAGES; k++) {
-        struct region *r = vm->regions[k];
-
-        for (uint64_t n = 0; r && n < r->nr_pages && freed < RECLAIM_PAGES; n++) {
-            uint64_t pfn = bt->reclaim_hand++ % r->nr_pages;
-            uint64_t e = entry_load(&r->entries[pfn]);
-
-            if (entry_state(e) != UFFDMM_PAGE_CLEAN || entry_busy(e)) {
-                continue;
-            }
-            if (entry_cas(&r->entries[pfn], e,
-                          entry_make(UFFDMM_PAGE_RESIDENT,
-                                     (unsigned)e & UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e),
-                                     0))) {
-                vm_free_slot(vm, e);
-                freed++;
-            }
-        }
-    }
-    return freed;
-}
-
 /* Names the new slot in the entry before a byte is written; false when the page is gone. */
 static bool announce(struct batch *bt, struct item *it)
 {
@@ -217,151 +198,333 @@ static bool announce(struct batch *bt, struct item *it)
     uint64_t to =
         entry_make(UFFDMM_PAGE_EVICTING,
                    UFFDMM_ENTRY_WRITING | ((unsigned)old & UFFDMM_ENTRY_MAYHOLE),
-                   UFFDMM_TIER_FILE, entry_gen(old) + 1, it->slot);
+                   it->tier->index, entry_gen(old) + 1, it->slot);
 
     if (!entry_cas(&it->region->entries[it->pfn], old, to)) {
         return false;
     }
     vm_free_slot(bt->vm, old); /* its copy is out of date */
     it->entry = to;
-    it->checksum = store_checksum(it->data, it->region->id, it->pfn, entry_gen(to));
+    it->checksum = page_checksum(it->data, it->region->id, it->pfn, entry_gen(to));
     return true;
 }
 
+/* Dirty items that no tier has taken yet, into chosen and puts.  Returns how many. */
+static unsigned choose(struct batch *bt)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < bt->nr; i++) {
+        struct item *it = &bt->items[i];
+
+        if (it->kind == ITEM_DIRTY && !it->written) {
+            bt->chosen[n] = it;
+            bt->puts[n++] = (struct tier_put){
+                .data = it->data, .region_id = it->region->id, .pfn = it->pfn};
+        }
+    }
+    return n;
+}
+
 /*
- * Takes slots for dirty items from @i on and builds one request.  Returns the
- * item behind the last one covered, or @i when there are no slots.
+ * Builds one write from put @i on, as far as slots are neighbours.  Returns the put
+ * behind the last one covered.
  */
-static unsigned build_request(struct batch *bt, unsigned i, struct io_request *req,
-                              unsigned *nr_iov)
+static unsigned build_write(struct batch *bt, struct tier *t, unsigned nr, unsigned i,
+                            struct tier_io *io, unsigned *nr_iov)
 {
     struct iovec *iov = &bt->iovs[*nr_iov];
-    unsigned dirty = 0, k;
-    uint64_t slot, got, used = 0;
+    uint64_t first = bt->puts[i].slot;
+    uint64_t extent = t->ops->extent(t, first, nr - i);
+    unsigned k;
     int n = 0;
 
-    for (k = i; k < bt->nr; k++) {
-        dirty += bt->items[k].kind == ITEM_DIRTY;
-    }
-    got = slots_alloc(&bt->vm->store.slots, dirty, &slot);
-    if (!got && reclaim_slots(bt)) {
-        got = slots_alloc(&bt->vm->store.slots, dirty, &slot);
-    }
-    if (!got) {
-        return i;
-    }
-    for (k = i; k < bt->nr && used < got; k++) {
-        struct item *it = &bt->items[k];
+    for (k = i; k < nr && k - i < extent && !bt->puts[k].result &&
+                bt->puts[k].slot == first + (k - i);
+         k++) {
+        char *data = (char *)(uintptr_t)bt->puts[k].data;
 
-        if (it->kind != ITEM_DIRTY) {
-            continue;
-        }
-        it->slot = slot + used++;
-        it->has_slot = true;
-        if (!announce(bt, it)) {
-            /* written all the same, to keep the request in one piece, and freed after it */
-            it->kind = ITEM_DROPPED;
-            stats_add(&bt->vm->stats->evicted_cancelled, 1);
-        }
-        if (n && (char *)iov[n - 1].iov_base + iov[n - 1].iov_len == it->data) {
+        if (n && (char *)iov[n - 1].iov_base + iov[n - 1].iov_len == data) {
             iov[n - 1].iov_len += PAGE_SIZE_4K;
         } else {
-            iov[n++] = (struct iovec){.iov_base = (char *)(uintptr_t)it->data,
-                                      .iov_len = PAGE_SIZE_4K};
+            iov[n++] = (struct iovec){.iov_base = data, .iov_len = PAGE_SIZE_4K};
         }
     }
-    *req = store_request(&bt->vm->store, true, iov, n, slot, used * PAGE_SIZE_4K);
+    *io = (struct tier_io){
+        .tier = t,
+        .write = true,
+        .slot = first,
+        .region_id = bt->puts[i].region_id,
+        .pfn = bt->puts[i].pfn,
+        .iov = iov,
+        .nr_iov = n,
+        .length = (uint64_t)(k - i) * PAGE_SIZE_4K,
+        .owner = &bt->chosen[i],
+    };
     *nr_iov += (unsigned)n;
     return k;
 }
 
-/* No slots: the pages stay, and so does the limit. */
-static void store_full(struct batch *bt, unsigned i)
+static void write_failed(struct batch *bt, const struct tier_io *io)
 {
-    static uint64_t logged;
+    struct tier *t = io->tier;
 
-    for (; i < bt->nr; i++) {
-        if (bt->items[i].kind == ITEM_DIRTY) {
-            batch_give_back(bt, &bt->items[i]);
-        }
-    }
-    bt->store_trouble = true;
-    stats_set(&bt->vm->stats->state, UFFDMM_WORKER_STORE_FULL);
-    if (log_ratelimit(&logged, 10 * NSEC_PER_SEC)) {
-        log_error(
-            "volume %s/%s is full (%llu MiB): eviction has stopped and the guest waits at its "
-            "limit; raise the limit or give the store more room",
-            bt->vm->store.dir, bt->vm->store.file,
-            (unsigned long long)(bt->vm->store.bytes >> 20));
-    }
+    bt->write_errors = true;
+    tier_avoid(t, AVOID_FAILED_NS);
+    tier_error(
+        t,
+        "cannot write %llu bytes from slot %llu on: %s; the pages stay in memory or go to "
+        "the next tier, and the tier is tried again",
+        (unsigned long long)io->length, (unsigned long long)io->slot,
+        strerror(-io->result));
 }
 
-static void write_failed(struct batch *bt, const struct io_request *req)
+/* Starts to write what the puts have got slots for. */
+static void begin_writes(struct batch *bt, struct tier *t)
 {
-    static uint64_t logged;
+    unsigned i = 0, nr_iov = 0;
 
-    bt->store_trouble = true;
-    stats_set(&bt->vm->stats->state, UFFDMM_WORKER_STORE_ERROR);
-    if (log_ratelimit(&logged, NSEC_PER_SEC)) {
-        log_error(
-            "cannot write %llu bytes at %llu to tier file volume %s/%s: %s; the pages stay in "
-            "memory and the write is tried again",
-            (unsigned long long)req->length, (unsigned long long)req->offset,
-            bt->vm->store.dir, bt->vm->store.file, strerror(-req->result));
-    }
-}
-
-void batch_write(struct batch *bt)
-{
-    struct io_request reqs[IO_DEPTH];
-    unsigned firsts[IO_DEPTH + 1];
-    unsigned i = 0, nr_iov = 0, next, k;
-    int nr = 0;
-
-    bt->store_trouble = false;
-    while (i < bt->nr && nr < IO_DEPTH) {
-        if (bt->items[i].kind != ITEM_DIRTY) {
+    bt->nr_ios = 0;
+    while (i < bt->nr_puts) {
+        if (bt->puts[i].result) {
             i++;
             continue;
         }
-        next = build_request(bt, i, &reqs[nr], &nr_iov);
-        if (next == i) {
-            break;
-        }
-        firsts[nr++] = i;
-        i = next;
+        i = build_write(bt, t, bt->nr_puts, i, &bt->ios[bt->nr_ios++], &nr_iov);
     }
-    firsts[nr] = i;
-    if (nr == IO_DEPTH) {
-        /* free slots are scattered: what did not fit into one round waits for the next */
-        for (k = i; k < bt->nr; k++) {
-            if (bt->items[k].kind == ITEM_DIRTY) {
-                batch_give_back(bt, &bt->items[k]);
+    for (i = 0; i < bt->nr_ios; i++) {
+        tier_submit(&bt->queue, &bt->ios[i]);
+    }
+}
+
+/*
+ * Waits for the writes of the batch, though not for ever.  False when they are not
+ * through: the batch is laid aside, and pages go to other tiers meanwhile.
+ */
+static bool wait_writes(struct batch *bt, struct tier *t, uint64_t stall_ns)
+{
+    uint64_t spin_until = clock_ns() + WRITE_SPIN_NS, until = clock_ns() + stall_ns;
+
+    while (bt->queue.in_flight) {
+        uint64_t now;
+
+        if (tier_poll(&bt->queue)) {
+            continue;
+        }
+        now = clock_ns();
+        if (now >= until) {
+            tier_avoid(t, AVOID_SLOW_NS);
+            return false;
+        }
+        if (now < spin_until) {
+            cpu_relax();
+        } else {
+            tier_wait(&bt->queue, until - now);
+        }
+    }
+    if (clock_ns() - bt->began_ns > SLOW_WRITE_NS) {
+        tier_avoid(t, AVOID_SLOW_NS);
+    }
+    return true;
+}
+
+/* All writes have ended.  Items of those that failed keep no slot. */
+static void end_writes(struct batch *bt)
+{
+    for (unsigned i = 0; i < bt->nr_ios; i++) {
+        struct tier_io *io = &bt->ios[i];
+        struct item **items = io->owner;
+
+        if (io->result) {
+            write_failed(bt, io);
+        }
+        for (uint64_t k = 0; k < io->length / PAGE_SIZE_4K; k++) {
+            if (io->result) {
+                release_slot(items[k]);
+            } else {
+                items[k]->written = true;
             }
         }
-    } else if (i < bt->nr) {
-        store_full(bt, i);
     }
-    if (!nr) {
+    for (unsigned i = 0; i < bt->nr_puts; i++) {
+        if (bt->chosen[i]->kind == ITEM_DROPPED) {
+            release_slot(bt->chosen[i]);
+        }
+    }
+}
+
+/* Offers the chosen pages to one tier, and names the slots that it gives in the table. */
+static void put_in(struct batch *bt, struct tier *t)
+{
+    bt->no_room = false;
+    tier_put(t, tier_queue_scratch(&bt->queue, t), bt->puts, bt->nr_puts);
+    for (unsigned i = 0; i < bt->nr_puts; i++) {
+        struct item *it = bt->chosen[i];
+
+        bt->no_room |= bt->puts[i].result == -ENOSPC;
+        bt->write_errors |= bt->puts[i].result && bt->puts[i].result != -ENOSPC &&
+                            bt->puts[i].result != -E2BIG;
+        if (bt->puts[i].result) {
+            if (bt->puts[i].result == -E2BIG) {
+                region_mark_raw(it->region, it->pfn, true);
+            }
+            continue;
+        }
+        it->tier = t;
+        it->slot = bt->puts[i].slot;
+        it->has_slot = true;
+        it->written = t->put_stores;
+        if (!announce(bt, it)) {
+            /* written all the same, to keep the write in one piece, and freed after it */
+            it->kind = ITEM_DROPPED;
+            stats_add(&bt->vm->stats->evicted_cancelled, 1);
+        }
+    }
+}
+
+/* True when a tier fails or is away: then it is not for want of room that none takes more. */
+static bool in_trouble(const struct batch *bt)
+{
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        const struct tier *t = bt->vm->tiers[i];
+
+        if (t && (stats_get(&t->stats->state) == UFFDMM_TIER_AWAY ||
+                  clock_ns() < __atomic_load_n(&t->avoid_until, __ATOMIC_RELAXED))) {
+            return true;
+        }
+    }
+    return bt->write_errors;
+}
+
+/* No tier takes them: the pages stay, and so does the limit. */
+static void store_full(struct batch *bt)
+{
+    static uint64_t logged;
+    bool trouble = in_trouble(bt);
+
+    for (unsigned i = 0; i < bt->nr; i++) {
+        if (bt->items[i].kind == ITEM_DIRTY && !bt->items[i].written) {
+            batch_give_back(&bt->items[i]);
+        }
+    }
+    bt->store_trouble = true;
+    stats_set(&bt->vm->stats->state,
+              trouble ? UFFDMM_WORKER_STORE_ERROR : UFFDMM_WORKER_STORE_FULL);
+    if (!trouble && log_ratelimit(&logged, 10 * NSEC_PER_SEC)) {
+        log_error(
+            "no tier takes more pages: eviction has stopped and the guest waits at its limit; "
+            "raise the limit or give a tier more room ('uffdmm tiers %s' shows them)",
+            bt->vm->name);
+    }
+}
+
+/* The first tier in memory that has room to spare, or NULL. */
+static struct tier *roomy_memory(struct vm *vm)
+{
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        struct tier *t = vm->tiers[i];
+
+        if (t && t->put_stores) {
+            return t->ops->used(t) < tier_room(t) / 100 * LIFT_PERCENT ? t : NULL;
+        }
+    }
+    return NULL;
+}
+
+/*
+ * Pages that are unchanged in a tier that has to be waited for, and were wanted in
+ * memory all the same: a faster tier takes them while it has room to spare.  That
+ * costs no write.  Those that do not compress stay where they are.
+ */
+static void lift_unchanged(struct batch *bt)
+{
+    struct tier *t = roomy_memory(bt->vm);
+    unsigned n = 0;
+
+    for (unsigned i = 0; t && i < bt->nr; i++) {
+        struct item *it = &bt->items[i];
+
+        if (it->kind == ITEM_UNCHANGED && entry_tier(it->entry) > t->index &&
+            !region_is_raw(it->region, it->pfn)) {
+            bt->chosen[n] = it;
+            bt->puts[n++] = (struct tier_put){
+                .data = it->data, .region_id = it->region->id, .pfn = it->pfn};
+        }
+    }
+    if (!n) {
         return;
     }
-    store_run(&bt->vm->store, &bt->io, reqs, nr, WRITE_SPIN_NS);
-    for (int n = 0; n < nr; n++) {
-        if (reqs[n].result) {
-            write_failed(bt, &reqs[n]);
-        }
-        for (k = firsts[n]; k < firsts[n + 1]; k++) {
-            struct item *it = &bt->items[k];
-
-            if (it->kind == ITEM_DROPPED) {
-                release_slot(bt, it);
-            } else if (it->kind == ITEM_DIRTY && reqs[n].result) {
-                batch_give_back(bt, it);
-            }
+    bt->nr_puts = n;
+    put_in(bt, t);
+    for (unsigned i = 0; i < n; i++) {
+        if (bt->chosen[i]->kind == ITEM_DROPPED) {
+            release_slot(bt->chosen[i]);
+        } else if (!bt->puts[i].result) {
+            bt->chosen[i]->kind = ITEM_DIRTY;
         }
     }
-    if (!bt->store_trouble && stats_get(&bt->vm->stats->state) != UFFDMM_WORKER_RUNNING) {
-        stats_set(&bt->vm->stats->state, UFFDMM_WORKER_RUNNING);
+}
+
+void batch_write_begin(struct batch *bt)
+{
+    lift_unchanged(bt);
+    bt->store_trouble = bt->write_errors = bt->reclaimed = bt->writing = false;
+    bt->next_tier = 1;
+}
+
+bool batch_write(struct batch *bt, uint64_t stall_ns)
+{
+    struct vm *vm = bt->vm;
+
+    while (bt->next_tier < UFFDMM_TIERS_MAX) {
+        struct tier *t = vm->tiers[bt->next_tier];
+
+        if (!bt->writing) {
+            bt->nr_puts = choose(bt);
+            if (!bt->nr_puts) {
+                break;
+            }
+            if (!t) {
+                bt->next_tier++;
+                continue;
+            }
+            bt->began_ns = clock_ns();
+            put_in(bt, t);
+            bt->nr_ios = 0;
+            if (!t->put_stores) {
+                begin_writes(bt, t);
+            }
+            bt->writing = true;
+        }
+        if (!wait_writes(bt, t, stall_ns)) {
+            return false;
+        }
+        bt->writing = false;
+        end_writes(bt);
+        if (bt->no_room && !bt->reclaimed && copies_reclaim(vm, t, &bt->reclaim_hand)) {
+            bt->reclaimed = true;
+            continue;
+        }
+        bt->reclaimed = false;
+        bt->next_tier++;
+    }
+    if (choose(bt)) {
+        store_full(bt);
+    } else if (stats_get(&vm->stats->state) == UFFDMM_WORKER_STORE_FULL ||
+               stats_get(&vm->stats->state) == UFFDMM_WORKER_STORE_ERROR) {
+        stats_set(&vm->stats->state, UFFDMM_WORKER_RUNNING);
+    }
+    return true;
+}
+
+void batch_lay_aside(struct batch *bt)
+{
+    for (unsigned i = 0; i < bt->nr; i++) {
+        struct item *it = &bt->items[i];
+
+        if (it->kind == ITEM_DIRTY && !it->has_slot) {
+            batch_give_back(it);
+        }
     }
 }
 
@@ -380,18 +543,30 @@ void batch_publish(struct batch *bt)
             to = entry_make(UFFDMM_PAGE_STORED, UFFDMM_ENTRY_BUSY, UFFDMM_TIER_ZERO,
                             entry_gen(it->entry) + 1, 0);
             break;
-        case ITEM_UNCHANGED:
         case ITEM_DIRTY:
+            if (!it->written) {
+                continue; /* its write is under way, and the batch laid aside */
+            }
+            to = entry_with(it->entry, UFFDMM_PAGE_STORED, UFFDMM_ENTRY_BUSY);
+            break;
+        case ITEM_UNCHANGED:
             to = entry_with(it->entry, UFFDMM_PAGE_STORED, UFFDMM_ENTRY_BUSY);
             break;
         default:
             continue;
         }
         /*
-         * The record goes first: who sees STORED finds it there.  If the swap
-         * fails nobody reads it, or, for a page that went back to CLEAN, a
-         * changed record only means that the page counts as dirty next time.
+         * The record goes first: who sees STORED finds it there.  Not when the page is
+         * somebody else's by now, maybe stored from another batch.  If it is taken
+         * back after the look nobody reads its record; of one that went back to CLEAN
+         * a changed record only means that it counts as dirty next time.
          */
+        if (entry_load(p) != it->entry) {
+            stats_add(&stats->evicted_cancelled, 1);
+            release_slot(it);
+            it->kind = ITEM_DROPPED;
+            continue;
+        }
         if (it->kind == ITEM_SAME) {
             __atomic_store_n(&r->records[it->pfn], it->word, __ATOMIC_RELEASE);
         } else if (it->kind == ITEM_DIRTY) {
@@ -399,11 +574,15 @@ void batch_publish(struct batch *bt)
         }
         if (!entry_cas(p, it->entry, to)) {
             stats_add(&stats->evicted_cancelled, 1);
-            release_slot(bt, it);
+            release_slot(it);
             it->kind = ITEM_DROPPED;
             continue;
         }
         stats_add(&stats->evicted, 1);
+        r->ages[it->pfn] = 0; /* from here on: how long it has been stored (demote.c) */
+        if (it->kind == ITEM_DIRTY && it->tier->index > 1) {
+            stats_add(&stats->passed_on, 1);
+        }
         vm_count_stored(bt->vm, to, 1);
         if (it->kind == ITEM_SAME) {
             vm_free_slot(bt->vm, it->entry);
@@ -411,7 +590,7 @@ void batch_publish(struct batch *bt)
         } else if (it->kind == ITEM_UNCHANGED) {
             stats_add(&stats->evicted_clean, 1);
         }
-        it->has_slot = false; /* the entry's now */
+        it->has_slot = it->written = false; /* the entry's now */
         it->kind = ITEM_PUBLISHED;
     }
 }
@@ -429,7 +608,7 @@ void batch_requeue(struct batch *bt)
 
 void vm_sync_resident(struct vm *vm)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = 0, arena = 0, inside = 0;
     struct stat st;
 
     for (unsigned k = 0; k < UFFDMM_REGIONS_MAX; k++) {
@@ -439,6 +618,17 @@ void vm_sync_resident(struct vm *vm)
             bytes += (uint64_t)st.st_blocks * 512;
         }
     }
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        struct tier *t = vm->tiers[i];
+
+        if (t && t->put_stores) {
+            arena += t->ops->used(t);
+            inside += t->config->inside_limit ? t->ops->used(t) : 0;
+        }
+    }
+    atomic_store_explicit(&vm->arena_pages, (int64_t)(inside >> PAGE_SHIFT_4K),
+                          memory_order_relaxed);
+    stats_set(&vm->stats->arena_bytes, arena);
     atomic_store_explicit(&vm->resident, (int64_t)(bytes >> PAGE_SHIFT_4K),
                           memory_order_relaxed);
     stats_set(&vm->stats->resident_bytes, bytes);

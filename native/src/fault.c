@@ -7,7 +7,8 @@
  * of the page says what to do, and every way ends in an ioctl that wakes it.
  * What cannot be served at once (the page is being punched, the VM is at its
  * limit, the store fails) is put into a fixed array and tried again; the vCPU
- * sleeps on, no other fault waits behind it.
+ * sleeps on, no other fault waits behind it.  Nor behind a read from a store:
+ * that is started, and finished when it has ended (fill.c).
  *
  * Waiting for the next message: when the thread runs on the CPU where its
  * faults come from it sleeps at once, for whoever faults needs that CPU.  On
@@ -34,8 +35,10 @@
 #include "evict.h"
 #include "fill.h"
 #include "log.h"
+#include "region.h"
 #include "thread.h"
 #include "vm.h"
+#include "window.h"
 
 #define MESSAGES 16
 /* Pages of a block in recent use before the rest of it is brought in. */
@@ -43,8 +46,16 @@
 
 #define SPIN_MIN_NS (5 * NSEC_PER_USEC)
 
-/* When to try a deferred fault again. */
+/* How long to poll for a read before sleeping, and how often for messages meanwhile. */
+#define READ_SPIN_NS (300 * NSEC_PER_USEC)
+#define READ_SPIN_ROUNDS 32
+
+/* Largest read-ahead from a tier in memory: decompressing more makes the guest wait. */
+#define MEMORY_WINDOW_MAX 32
+
+/* When to try a deferred fault again; twice as long each time up to the second. */
 #define RETRY_SOON_NS (20 * NSEC_PER_USEC)
+#define RETRY_SOON_MAX_NS (2 * NSEC_PER_MSEC)
 #define RETRY_ROOM_NS (1 * NSEC_PER_MSEC)
 #define RETRY_STORE_NS (200 * NSEC_PER_MSEC)
 
@@ -69,7 +80,7 @@ static enum serve_outcome take_back(struct shard *sh, uint64_t pfn, uint64_t e)
     }
     stats_add(&r->vm->stats->faults_wp, 1);
     out = uffd_wp(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K, false);
-    entry_clear_busy(p);
+    region_release_page(r, pfn);
     return out == UFFD_DONE ? SERVED : out == UFFD_GONE ? GONE : AGAIN_SOON;
 }
 
@@ -88,7 +99,7 @@ static enum serve_outcome lift(struct shard *sh, uint64_t pfn, uint64_t e)
         return AGAIN_SOON;
     }
     out = uffd_wp(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K, false);
-    entry_clear_busy(p);
+    region_release_page(r, pfn);
     return out == UFFD_DONE ? SERVED : out == UFFD_GONE ? GONE : AGAIN_SOON;
 }
 
@@ -118,7 +129,7 @@ static enum serve_outcome not_missing(struct shard *sh, uint64_t pfn, uint64_t e
         uint64_t lost = entry_with(e, UFFDMM_PAGE_LOST, 0);
 
         if (!entry_cas(p, e | UFFDMM_ENTRY_BUSY, lost)) {
-            entry_clear_busy(p); /* a discard after all */
+            region_release_page(r, pfn); /* a discard after all */
             return AGAIN_SOON;
         }
         stats_add(&r->vm->stats->lost_pages, 1);
@@ -135,7 +146,7 @@ static enum serve_outcome not_missing(struct shard *sh, uint64_t pfn, uint64_t e
     } else if (out == UFFD_PRESENT) {
         uffd_wake(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K);
     }
-    entry_clear_busy(p);
+    region_release_page(r, pfn);
     return out == UFFD_DONE || out == UFFD_PRESENT ? SERVED
            : out == UFFD_GONE                      ? GONE
                                                    : AGAIN_SOON;
@@ -168,7 +179,64 @@ static bool block_in_use(const struct shard *sh, uint64_t pfn)
     return used >= IN_USE_PAGES && used * 2 >= in;
 }
 
-static enum serve_outcome bring_in(struct shard *sh, struct deferred *f, bool again)
+/* True when the guest has turned to the block of @pfn, as the faults in it tell. */
+static bool block_hot(struct shard *sh, uint64_t pfn)
+{
+    struct region *r = sh->region;
+    uint64_t first = pfn / BLOCK_PAGES * BLOCK_PAGES, missing = 0, all = 0;
+    uint64_t end = first + BLOCK_PAGES < sh->end ? first + BLOCK_PAGES : sh->end;
+    uint64_t block = pfn / BLOCK_PAGES - sh->first / BLOCK_PAGES;
+
+    if (!heat_count(&sh->heat, block) ||
+        atomic_load_explicit(&r->vm->ahead_wasted, memory_order_relaxed)) {
+        return false;
+    }
+    for (uint64_t i = first; i < end; i++) {
+        uint64_t e = entry_load(&r->entries[i]);
+        const struct tier *t = vm_tier(r->vm, e);
+
+        missing += entry_state(e) == UFFDMM_PAGE_STORED && t && !t->put_stores;
+    }
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        const struct tier *t = r->vm->tiers[i];
+
+        if (t && !t->put_stores) {
+            all +=
+                (uint64_t)atomic_load_explicit(&r->vm->stored[i], memory_order_relaxed);
+        }
+    }
+    /* the faults of this shard fall on its own part of the pages */
+    all =
+        all * (sh->end - sh->first) * PAGE_SIZE_4K / stats_get(&r->vm->stats->ram_bytes);
+    return heat_hot(&sh->heat, block, missing, all);
+}
+
+/*
+ * True when the rest of the block of @pfn should come in too: the guest has turned to
+ * it, or it may have, and the access scans are to find out.
+ */
+static bool want_block(struct shard *sh, uint64_t pfn)
+{
+    if (block_hot(sh, pfn)) {
+        return true;
+    }
+    if (!block_in_use(sh, pfn)) {
+        return false;
+    }
+    atomic_fetch_sub_explicit(&sh->region->vm->ahead_blocks, 1, memory_order_relaxed);
+    return true;
+}
+
+/* True when the page comes from memory: a hole, a word, or a tier that stores there. */
+static bool in_memory_tier(const struct vm *vm, uint64_t e)
+{
+    const struct tier *t = vm_tier(vm, e);
+
+    return entry_state(e) != UFFDMM_PAGE_STORED || !t || t->put_stores;
+}
+
+static enum serve_outcome bring_in(struct shard *sh, struct deferred *f, uint64_t e,
+                                   bool again)
 {
     struct vm *vm = sh->region->vm;
     int64_t room = vm_room(vm);
@@ -176,7 +244,7 @@ static enum serve_outcome bring_in(struct shard *sh, struct deferred *f, bool ag
     uint64_t first = f->pfn;
     uint32_t nr = 1;
     enum serve_outcome out;
-    bool hit, guess = false;
+    bool memory = in_memory_tier(vm, e), hit, guess = false;
 
     if (room < vm_margin_low(vm)) {
         evict_kick(vm);
@@ -187,12 +255,19 @@ static enum serve_outcome bring_in(struct shard *sh, struct deferred *f, bool ag
     if (max > room) {
         max = (uint32_t)room;
     }
+    if (memory && entry_state(e) == UFFDMM_PAGE_STORED && max > MEMORY_WINDOW_MAX) {
+        max = MEMORY_WINDOW_MAX;
+    }
     if (!again && max > 1) {
+        uint64_t wasted = sh->readahead.wasted;
+
         nr = readahead_window(&sh->readahead, f->pfn, max, &hit);
+        if (sh->readahead.wasted != wasted) {
+            stats_add(&vm->stats->readahead_wasted, sh->readahead.wasted - wasted);
+        }
         if (hit) {
             stats_add(&vm->stats->readahead_hits, 1);
-        } else if (max >= BLOCK_PAGES && block_in_use(sh, f->pfn)) {
-            atomic_fetch_sub_explicit(&vm->ahead_blocks, 1, memory_order_relaxed);
+        } else if (!memory && max >= BLOCK_PAGES && want_block(sh, f->pfn)) {
             guess = true;
             nr = BLOCK_PAGES;
             first = f->pfn / BLOCK_PAGES * BLOCK_PAGES;
@@ -205,8 +280,8 @@ static enum serve_outcome bring_in(struct shard *sh, struct deferred *f, bool ag
     if (nr > sh->end - first) {
         nr = (uint32_t)(sh->end - first);
     }
-    out = fill_pages(sh, f->pfn, first, nr, guess);
-    if (out == SERVED && !again) {
+    out = fill_begin(sh, f, first, nr, guess);
+    if ((out == SERVED || out == PENDING) && !again) {
         readahead_done(&sh->readahead, f->pfn, first + nr);
     }
     return out;
@@ -224,7 +299,7 @@ static enum serve_outcome serve(struct shard *sh, struct deferred *f, bool again
     case UFFDMM_PAGE_EMPTY:
     case UFFDMM_PAGE_DISCARDED:
     case UFFDMM_PAGE_STORED:
-        return bring_in(sh, f, again);
+        return bring_in(sh, f, e, again);
     case UFFDMM_PAGE_EVICTING:
         return take_back(sh, f->pfn, e);
     case UFFDMM_PAGE_RESIDENT:
@@ -239,9 +314,7 @@ static enum serve_outcome serve(struct shard *sh, struct deferred *f, bool again
 static void defer(struct shard *sh, const struct deferred *f, enum serve_outcome why)
 {
     struct deferred *d = NULL;
-    uint64_t delay = why == AGAIN_SOON   ? RETRY_SOON_NS
-                     : why == AGAIN_ROOM ? RETRY_ROOM_NS
-                                         : RETRY_STORE_NS;
+    uint64_t delay = why == AGAIN_ROOM ? RETRY_ROOM_NS : RETRY_STORE_NS;
 
     for (unsigned i = 0; i < sh->nr_deferred; i++) {
         if (sh->deferred[i].pfn == f->pfn) {
@@ -258,6 +331,10 @@ static void defer(struct shard *sh, const struct deferred *f, enum serve_outcome
             stats_add(&sh->region->vm->stats->faults_waited, 1);
         }
     }
+    if (why == AGAIN_SOON) {
+        delay = RETRY_SOON_NS << (d->tries < 16 ? d->tries++ : 16);
+        delay = delay < RETRY_SOON_MAX_NS ? delay : RETRY_SOON_MAX_NS;
+    }
     d->not_before = clock_ns() + delay;
 }
 
@@ -267,6 +344,40 @@ static void finish(struct shard *sh, const struct deferred *f)
 
     stats_add(&stats->faults, 1);
     stats_fault_time(stats, clock_ns() - f->since);
+}
+
+/* What becomes of a fault that was served, or not. */
+static void conclude(struct shard *sh, const struct deferred *f, enum serve_outcome out)
+{
+    if (out == SERVED) {
+        finish(sh, f);
+    } else if (out == GONE) {
+        atomic_store(&sh->gone, true);
+    } else if (out != BLOCKED && out != PENDING) {
+        defer(sh, f, out);
+    }
+}
+
+/* Finishes the fills whose reads have ended; true when there were any. */
+static bool reap(struct shard *sh)
+{
+    struct deferred f;
+    enum serve_outcome out;
+    bool any = false;
+
+    while (fill_poll(sh, &f, &out)) {
+        conclude(sh, &f, out);
+        any = true;
+    }
+    if (any) {
+        /* who waited for a page of these, or for a window, can go on */
+        for (unsigned i = 0; i < sh->nr_deferred; i++) {
+            if (sh->deferred[i].tries) {
+                sh->deferred[i].not_before = 0;
+            }
+        }
+    }
+    return any;
 }
 
 static void handle(struct shard *sh, const struct uffd_msg *msg, uint64_t now)
@@ -290,13 +401,7 @@ static void handle(struct shard *sh, const struct uffd_msg *msg, uint64_t now)
     }
     atomic_fetch_add_explicit(&sh->nr_faults, 1, memory_order_relaxed);
     out = serve(sh, &f, false);
-    if (out == SERVED) {
-        finish(sh, &f);
-    } else if (out == GONE) {
-        atomic_store(&sh->gone, true);
-    } else if (out != BLOCKED) {
-        defer(sh, &f, out);
-    }
+    conclude(sh, &f, out);
 }
 
 /* Tries the deferred faults whose time has come. */
@@ -319,12 +424,8 @@ static void retry(struct shard *sh)
             i++;
             continue;
         }
-        if (out == SERVED) {
-            finish(sh, &f);
-        } else if (out == GONE) {
-            atomic_store(&sh->gone, true);
-        }
         sh->deferred[i] = sh->deferred[--sh->nr_deferred];
+        conclude(sh, &f, out);
     }
     atomic_store_explicit(&sh->waiting, sh->nr_deferred != 0, memory_order_seq_cst);
 }
@@ -348,17 +449,26 @@ static uint64_t next_retry(const struct shard *sh)
 
 static void sleep_until_event(struct shard *sh, uint64_t timeout_ns)
 {
-    struct pollfd fds[2] = {
+    struct pollfd fds[3] = {
         {.fd = sh->nr_deferred >= DEFERRED_MAX - MESSAGES ? -1 : sh->uffd,
          .events = POLLIN},
         {.fd = sh->wake_fd, .events = POLLIN},
+        {.fd = sh->queue.event_fd, .events = POLLIN},
     };
-    struct timespec ts = {.tv_sec = (time_t)(timeout_ns / NSEC_PER_SEC),
-                          .tv_nsec = (long)(timeout_ns % NSEC_PER_SEC)};
-    uint64_t count;
+    bool reading = sh->queue.in_flight != 0;
+    struct timespec ts;
+    uint64_t count, ns = reading ? tier_queue_sleep(&sh->queue) : UINT64_MAX;
+    int n;
 
-    if (ppoll(fds, 2, timeout_ns == UINT64_MAX ? NULL : &ts, NULL) > 0 &&
-        (fds[1].revents & POLLIN) && read(sh->wake_fd, &count, sizeof(count)) > 0) {
+    timeout_ns = ns < timeout_ns ? ns : timeout_ns;
+    ts = (struct timespec){.tv_sec = (time_t)(timeout_ns / NSEC_PER_SEC),
+                           .tv_nsec = (long)(timeout_ns % NSEC_PER_SEC)};
+    n = ppoll(fds, reading ? 3 : 2, timeout_ns == UINT64_MAX ? NULL : &ts, NULL);
+    if (reading) {
+        tier_queue_awake(&sh->queue);
+    }
+    if (n > 0 && (fds[1].revents & POLLIN) &&
+        read(sh->wake_fd, &count, sizeof(count)) > 0) {
         /* somebody made progress: what waits for it need not wait for its time */
         for (unsigned i = 0; i < sh->nr_deferred; i++) {
             sh->deferred[i].not_before = 0;
@@ -389,6 +499,30 @@ static int spin_for_messages(struct shard *sh, struct uffd_msg *msgs)
     return 0;
 }
 
+/*
+ * Polls for reads under way, and for messages beside, until READ_SPIN_NS after the
+ * last one was started.  False when nothing came.
+ */
+static bool spin_for_reads(struct shard *sh, struct uffd_msg *msgs, int *nr)
+{
+    unsigned rounds = 0;
+
+    *nr = 0;
+    while (clock_ns() < sh->last_read_ns + READ_SPIN_NS) {
+        if (reap(sh)) {
+            return true;
+        }
+        if (++rounds % READ_SPIN_ROUNDS == 0 && !sh->nr_deferred) {
+            *nr = uffd_read(sh->uffd, msgs, MESSAGES);
+            if (*nr) {
+                return true;
+            }
+        }
+        cpu_relax();
+    }
+    return false;
+}
+
 static void adapt_spin(struct shard *sh, uint64_t slept_ns)
 {
     uint64_t max = sh->region->vm->options->spin_max_ns;
@@ -408,14 +542,15 @@ static void *fault_thread(void *opaque)
     struct shard *sh = opaque;
     struct uffd_msg msgs[MESSAGES];
     uint64_t now, due;
-    int n;
+    int n, more = 0;
 
     atomic_store(&sh->tid, (pid_t)syscall(SYS_gettid));
     while (!atomic_load_explicit(&sh->stop, memory_order_relaxed)) {
-        n = 0;
-        if (sh->nr_deferred < DEFERRED_MAX - MESSAGES) {
+        n = more;
+        more = 0;
+        if (!n && sh->nr_deferred < DEFERRED_MAX - MESSAGES) {
             n = uffd_read(sh->uffd, msgs, MESSAGES);
-            if (!n && !sh->nr_deferred) {
+            if (!n && !sh->nr_deferred && !sh->queue.in_flight) {
                 n = spin_for_messages(sh, msgs);
             }
         }
@@ -431,10 +566,13 @@ static void *fault_thread(void *opaque)
             usleep(10000);
             continue;
         }
+        if (reap(sh)) {
+            n = n ? n : 1;
+        }
         if (sh->nr_deferred) {
             retry(sh);
         }
-        if (n) {
+        if (n || (sh->queue.in_flight && spin_for_reads(sh, msgs, &more))) {
             continue;
         }
         due = next_retry(sh);
@@ -447,32 +585,51 @@ static void *fault_thread(void *opaque)
             adapt_spin(sh, clock_ns() - now);
         }
     }
+    fill_abandon(sh);
     return NULL;
+}
+
+/* All windows and their buffers in one piece, in memory from the start. */
+static size_t windows_size(void)
+{
+    return WINDOWS * (sizeof(struct window) + (size_t)WINDOW_MAX * PAGE_SIZE_4K) +
+           PAGE_SIZE_4K;
 }
 
 int fault_prepare(struct shard *sh)
 {
-    void *buffer;
+    struct vm *vm = sh->region->vm;
+    char *map;
     int ret;
 
-    buffer = mmap(NULL, (size_t)WINDOW_MAX * PAGE_SIZE_4K, PROT_READ | PROT_WRITE,
-                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (buffer == MAP_FAILED) {
+    map = mmap(NULL, windows_size(), PROT_READ | PROT_WRITE,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (map == MAP_FAILED) {
         return -errno;
     }
     sh->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (sh->wake_fd < 0) {
         ret = -errno;
-        munmap(buffer, (size_t)WINDOW_MAX * PAGE_SIZE_4K);
+        munmap(map, windows_size());
         return ret;
     }
-    ret = io_init(&sh->io);
+    ret = heat_init(&sh->heat, (sh->end - sh->first) / BLOCK_PAGES + 2);
+    if (!ret) {
+        ret = tier_queue_init(&sh->queue, vm->tiers, UFFDMM_TIERS_MAX);
+    }
     if (ret) {
+        heat_deinit(&sh->heat);
         close(sh->wake_fd);
-        munmap(buffer, (size_t)WINDOW_MAX * PAGE_SIZE_4K);
+        munmap(map, windows_size());
         return ret;
     }
-    sh->buffer = buffer;
+    sh->window_map = map;
+    sh->windows =
+        (struct window *)(void *)(map + WINDOWS * (size_t)WINDOW_MAX * PAGE_SIZE_4K);
+    for (unsigned i = 0; i < WINDOWS; i++) {
+        sh->windows[i].shard = sh;
+        sh->windows[i].buffer = map + i * (size_t)WINDOW_MAX * PAGE_SIZE_4K;
+    }
     sh->spin_ns = 0;
     readahead_init(&sh->readahead);
     return 0;
@@ -480,11 +637,12 @@ int fault_prepare(struct shard *sh)
 
 void fault_release(struct shard *sh)
 {
-    if (sh->buffer) {
-        io_deinit(&sh->io);
+    if (sh->window_map) {
+        tier_queue_deinit(&sh->queue);
+        heat_deinit(&sh->heat);
         close(sh->wake_fd);
-        munmap(sh->buffer, (size_t)WINDOW_MAX * PAGE_SIZE_4K);
-        sh->buffer = NULL;
+        munmap(sh->window_map, windows_size());
+        sh->window_map = NULL;
     }
     if (sh->uffd >= 0) {
         close(sh->uffd);

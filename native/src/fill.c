@@ -2,16 +2,14 @@
 /*
  * Bringing pages in.
  *
- * Theory of operation.  A window of pages is claimed one by one: a
- * compare-and-swap turns a page that is out into FILLING with BUSY set, and from then on
- * it is this thread's alone; pages that are in, or that somebody works on, are
- * left out of the window.  The claimed pages are read with one request for each
- * run of neighbouring slots, checked, and copied into place with one ioctl for
- * each run of neighbouring pages.  Then each becomes CLEAN (its slot still
- * holds the same bytes) or RESIDENT (install.c).
- *
- * Whatever cannot be completed goes back to what it was, and nothing of it has
- * become visible: guest memory sees checked bytes or waits.
+ * Theory of operation.  A window of neighbouring pages is claimed (STORED, EMPTY
+ * or DISCARDED -> FILLING with BUSY, so that nobody else works on them), those
+ * that are in slots are read into a buffer, checked, and put into guest memory
+ * by as few ioctls as possible.  The thread does not wait for the reads: it serves
+ * other faults meanwhile.  A window reads from one store that has to be waited
+ * for, that of the demanded page; pages that come from memory (holes, words, the
+ * pool) go along with any.  What cannot be read is given back as it was, and
+ * nothing of it has become visible: guest memory sees checked bytes or waits.
  */
 #include "fill.h"
 
@@ -21,17 +19,39 @@
 
 #include "clock.h"
 #include "log.h"
+#include "queue.h"
 #include "vm.h"
 #include "window.h"
-
-/* How long to poll for a read before sleeping. */
-#define READ_SPIN_NS (300 * NSEC_PER_USEC)
 
 /* From this window on, holes are filled with zero pages ahead of the guest. */
 #define ZERO_AHEAD_WINDOW 4
 
-/* A page whose checksum does not match is read again at once this often. */
+/* A demanded page that cannot be read or does not match is read again at once this often. */
 #define READ_RETRIES 2
+
+/* True when the slot of @e can be read along in this window. */
+static bool may_read(struct window *w, struct tier *t, bool demanded)
+{
+    if (t->put_stores) {
+        return true;
+    }
+    if (demanded) {
+        w->tier = t->index;
+    }
+    return w->tier == t->index;
+}
+
+static void lose(struct region *r, uint64_t pfn, uint64_t e)
+{
+    if (entry_cas(&r->entries[pfn], e, entry_with(e, UFFDMM_PAGE_LOST, 0))) {
+        stats_add(&r->vm->stats->lost_pages, 1);
+        log_error(
+            "region %s: the table names tier %u slot %llu for page %llu, which do not "
+            "exist: the page stays blocked",
+            r->name, entry_tier(e), (unsigned long long)entry_slot(e),
+            (unsigned long long)pfn);
+    }
+}
 
 /* Claims page @i of the window; false when it is not to be had. */
 static bool claim_page(struct window *w, uint32_t i)
@@ -42,6 +62,7 @@ static bool claim_page(struct window *w, uint32_t i)
     uint64_t pfn = w->pfn + i;
     struct claim *c = &w->claims[i];
     uint64_t e = entry_load(&r->entries[pfn]);
+    struct tier *t;
 
     c->kind = CLAIM_NONE;
     c->ready = false;
@@ -71,29 +92,27 @@ static bool claim_page(struct window *w, uint32_t i)
         break;
     case UFFDMM_PAGE_STORED:
         c->before = e;
+        t = vm_tier(vm, e);
         if (entry_tier(e) == UFFDMM_TIER_ZERO) {
             c->kind = r->records[pfn] ? CLAIM_WORD : CLAIM_ZERO;
             c->after = entry_make(UFFDMM_PAGE_RESIDENT, 0, 0, entry_gen(e), 0);
-        } else if (entry_tier(e) == UFFDMM_TIER_FILE &&
-                   slots_valid(&vm->store.slots, entry_slot(e))) {
-            c->kind = CLAIM_FILE;
-            c->after = entry_with(e, UFFDMM_PAGE_CLEAN, 0);
-        } else {
-            if (entry_cas(&r->entries[pfn], e, entry_with(e, UFFDMM_PAGE_LOST, 0))) {
-                stats_add(&vm->stats->lost_pages, 1);
-                log_error(
-                    "region %s: the table names tier %u slot %llu for page %llu, which do "
-                    "not exist: the page stays blocked",
-                    r->name, entry_tier(e), (unsigned long long)entry_slot(e),
-                    (unsigned long long)pfn);
-            }
+        } else if (!t || !t->ops->valid(t, entry_slot(e))) {
+            lose(r, pfn, e);
             return false;
+        } else if (!may_read(w, t, i == w->demand)) {
+            return false;
+        } else {
+            c->kind = CLAIM_SLOT;
+            /* a copy inside the limit would take the room of another page */
+            c->after = t->config->inside_limit
+                           ? entry_make(UFFDMM_PAGE_RESIDENT, 0, 0, entry_gen(e), 0)
+                           : entry_with(e, UFFDMM_PAGE_CLEAN, 0);
         }
         break;
     default:
         return false;
     }
-    c->filling = entry_with(c->kind == CLAIM_FILE ? e : c->after & ~(uint64_t)0xff,
+    c->filling = entry_with(c->kind == CLAIM_SLOT ? e : c->after & ~(uint64_t)0xff,
                             UFFDMM_PAGE_FILLING, UFFDMM_ENTRY_BUSY);
     if (!entry_cas(&r->entries[pfn], e, c->filling)) {
         c->kind = CLAIM_NONE;
@@ -105,108 +124,6 @@ static bool claim_page(struct window *w, uint32_t i)
         vm_count_stored(vm, e, -1);
     }
     return true;
-}
-
-/* True when the bytes of page @i in the buffer are those that were stored. */
-static bool verify(const struct window *w, uint32_t i)
-{
-    const struct region *r = w->shard->region;
-    uint64_t pfn = w->pfn + i;
-
-    return store_checksum(window_buffer(w, i), r->id, pfn,
-                          entry_gen(w->claims[i].filling)) == r->records[pfn];
-}
-
-/* Reads one page again, alone: a damaged transfer heals, a damaged slot does not. */
-static bool read_again(const struct window *w, uint32_t i)
-{
-    struct shard *sh = w->shard;
-    struct vm *vm = sh->region->vm;
-    uint64_t slot = entry_slot(w->claims[i].filling);
-    struct iovec iov = {.iov_base = window_buffer(w, i), .iov_len = PAGE_SIZE_4K};
-    struct io_request req;
-
-    for (int n = 0; n < READ_RETRIES; n++) {
-        req = store_request(&vm->store, false, &iov, 1, slot, PAGE_SIZE_4K);
-        if (store_run(&vm->store, &sh->io, &req, 1, READ_SPIN_NS) == 0 && verify(w, i)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Reads all claimed pages that are in slots and checks them. */
-static void read_slots(struct window *w)
-{
-    static uint64_t logged;
-    struct shard *sh = w->shard;
-    struct region *r = sh->region;
-    struct vm *vm = r->vm;
-    struct io_request reqs[IO_DEPTH];
-    struct iovec iovs[IO_DEPTH];
-    uint32_t firsts[IO_DEPTH];
-    uint32_t i = 0;
-    int nr = 0;
-
-    while (i < w->nr) {
-        uint64_t slot;
-        uint32_t n = 1;
-
-        if (w->claims[i].kind != CLAIM_FILE) {
-            i++;
-            continue;
-        }
-        slot = entry_slot(w->claims[i].filling);
-        while (i + n < w->nr && w->claims[i + n].kind == CLAIM_FILE &&
-               entry_slot(w->claims[i + n].filling) == slot + n) {
-            n++;
-        }
-        iovs[nr] = (struct iovec){.iov_base = window_buffer(w, i),
-                                  .iov_len = (size_t)n * PAGE_SIZE_4K};
-        reqs[nr] = store_request(&vm->store, false, &iovs[nr], 1, slot, iovs[nr].iov_len);
-        firsts[nr++] = i;
-        i += n;
-    }
-    if (!nr) {
-        return;
-    }
-    store_run(&vm->store, &sh->io, reqs, nr, READ_SPIN_NS);
-    for (int k = 0; k < nr; k++) {
-        uint32_t n = (uint32_t)(reqs[k].length / PAGE_SIZE_4K);
-
-        for (i = firsts[k]; i < firsts[k] + n; i++) {
-            uint64_t slot = entry_slot(w->claims[i].filling);
-
-            w->claims[i].ready = reqs[k].result == 0 && verify(w, i);
-            if (!w->claims[i].ready && i == w->demand) {
-                w->claims[i].ready = read_again(w, i);
-            }
-            if (w->claims[i].ready) {
-                continue;
-            }
-            if (reqs[k].result == 0) {
-                stats_add(&vm->stats->checksum_errors, 1);
-            }
-            if (!i && log_ratelimit(&logged, NSEC_PER_SEC)) {
-                log_error(
-                    "region %s: page %llu cannot be read from tier file slot %llu of %s/%s: "
-                    "%s; the guest waits for it, and goes on when the store is repaired",
-                    r->name, (unsigned long long)w->pfn, (unsigned long long)slot,
-                    vm->store.dir, vm->store.file,
-                    reqs[k].result ? strerror(-reqs[k].result) : "checksum mismatch");
-            }
-            window_unclaim(w, i);
-        }
-    }
-}
-
-static void fill_word(void *page, uint64_t word)
-{
-    uint64_t *p = page;
-
-    for (size_t i = 0; i < PAGE_SIZE_4K / sizeof(word); i++) {
-        p[i] = word;
-    }
 }
 
 /* Claims the demanded page and what can be had around it; false without the former. */
@@ -221,6 +138,137 @@ static bool claim_window(struct window *w)
         }
     }
     return true;
+}
+
+/* ---- reading ------------------------------------------------------------- */
+
+/* Starts the read of pages [@i, @i + @n), which are in neighbouring slots. */
+static void read_run(struct window *w, unsigned k, uint32_t i, uint32_t n)
+{
+    struct shard *sh = w->shard;
+    struct region *r = sh->region;
+    uint64_t e = w->claims[i].filling;
+    struct tier_io *io = &w->ios[k];
+
+    w->iovs[k] = (struct iovec){.iov_base = window_buffer(w, i),
+                                .iov_len = (size_t)n * PAGE_SIZE_4K};
+    io->tier = vm_tier(r->vm, e);
+    io->write = false;
+    io->slot = entry_slot(e);
+    io->region_id = r->id;
+    io->pfn = w->pfn + i;
+    io->iov = &w->iovs[k];
+    io->nr_iov = 1;
+    io->length = w->iovs[k].iov_len;
+    io->owner = w;
+    w->pending++;
+    tier_submit(&sh->queue, io);
+}
+
+/* Starts to read all claimed pages that are in slots. */
+static void read_slots(struct window *w)
+{
+    struct vm *vm = w->shard->region->vm;
+    unsigned k = 0;
+    uint32_t i = 0;
+
+    while (i < w->nr) {
+        uint64_t e = w->claims[i].filling, extent;
+        uint32_t n = 1;
+        struct tier *t;
+
+        if (w->claims[i].kind != CLAIM_SLOT) {
+            i++;
+            continue;
+        }
+        t = vm_tier(vm, e);
+        extent = t->ops->extent(t, entry_slot(e), w->nr - i);
+        while (n < extent && w->claims[i + n].kind == CLAIM_SLOT &&
+               entry_tier(w->claims[i + n].filling) == t->index &&
+               entry_slot(w->claims[i + n].filling) == entry_slot(e) + n) {
+            n++;
+        }
+        read_run(w, k++, i, n);
+        i += n;
+    }
+    w->shard->last_read_ns = clock_ns();
+    tier_flush(&w->shard->queue);
+}
+
+/* True when the bytes of page @i in the buffer are those that were stored. */
+static bool verify(const struct window *w, uint32_t i)
+{
+    const struct region *r = w->shard->region;
+    uint64_t pfn = w->pfn + i;
+
+    return page_checksum(window_buffer(w, i), r->id, pfn,
+                         entry_gen(w->claims[i].filling)) == r->records[pfn];
+}
+
+/* A read has ended: keeps what is right of it. */
+static void take_read(struct window *w, const struct tier_io *io)
+{
+    struct vm *vm = w->shard->region->vm;
+    uint32_t first = (uint32_t)(io->pfn - w->pfn);
+
+    for (uint32_t i = first; i < first + io->length / PAGE_SIZE_4K; i++) {
+        w->claims[i].ready = io->result == 0 && verify(w, i);
+        if (w->claims[i].ready) {
+            continue;
+        }
+        if (io->result == 0) {
+            stats_add(&vm->stats->checksum_errors, 1);
+            stats_add(&io->tier->stats->checksum_errors, 1);
+        }
+        if (i == w->demand) {
+            w->error = io->result;
+        } else {
+            window_unclaim(w, i);
+        }
+    }
+}
+
+/*
+ * The demanded page has not come: asks for it again, alone.  A damaged transfer
+ * heals that way, a damaged slot does not.  False when that was done often enough.
+ */
+static bool read_again(struct window *w)
+{
+    const struct claim *c = &w->claims[w->demand];
+
+    if (c->kind != CLAIM_SLOT || c->ready || w->retries == READ_RETRIES) {
+        return false;
+    }
+    w->retries++;
+    read_run(w, 0, w->demand, 1);
+    tier_flush(&w->shard->queue);
+    return true;
+}
+
+static void give_up(struct window *w)
+{
+    struct region *r = w->shard->region;
+    uint64_t e = w->claims[w->demand].filling, pfn = w->pfn + w->demand;
+    struct tier *t = vm_tier(r->vm, e);
+
+    tier_error(
+        t,
+        "page %llu of region %s cannot be read from slot %llu: %s; the guest waits for it "
+        "and goes on when the store is repaired",
+        (unsigned long long)pfn, r->name, (unsigned long long)entry_slot(e),
+        w->error ? strerror(-w->error) : "its checksum does not match");
+    window_unclaim(w, w->demand);
+}
+
+/* ---- the end ------------------------------------------------------------- */
+
+static void fill_word(void *page, uint64_t word)
+{
+    uint64_t *p = page;
+
+    for (size_t i = 0; i < PAGE_SIZE_4K / sizeof(word); i++) {
+        p[i] = word;
+    }
 }
 
 /* End of the run of claimed pages from @i on that one ioctl can put in place. */
@@ -239,45 +287,40 @@ static uint32_t install_end(struct window *w, uint32_t i)
     return i;
 }
 
-enum serve_outcome fill_pages(struct shard *sh, uint64_t pfn, uint64_t first, uint32_t nr,
-                              bool guess)
+/* All reads have ended: puts the pages in place. */
+static enum serve_outcome finish(struct window *w)
 {
-    struct region *r = sh->region;
-    struct uffdmm_stats *stats = r->vm->stats;
-    struct window w = {.shard = sh,
-                       .pfn = first,
-                       .nr = nr,
-                       .demand = (uint32_t)(pfn - first),
-                       .guess = guess};
+    struct uffdmm_stats *stats = w->shard->region->vm->stats;
+    const struct claim *demanded_claim = &w->claims[w->demand];
+    bool from_slot = demanded_claim->kind == CLAIM_SLOT;
     enum serve_outcome result = SERVED;
-    bool from_slot;
     uint32_t i, end;
 
-    if (!claim_window(&w)) {
-        return entry_state(entry_load(&r->entries[pfn])) == UFFDMM_PAGE_LOST ? BLOCKED
-                                                                             : AGAIN_SOON;
-    }
-    from_slot = w.claims[w.demand].kind == CLAIM_FILE;
-    read_slots(&w);
-    if (w.claims[w.demand].kind == CLAIM_NONE) {
+    if (from_slot && !demanded_claim->ready) {
+        give_up(w);
         result = AGAIN_STORE;
         stats_set(&stats->state, UFFDMM_WORKER_STORE_ERROR);
     }
-    for (i = 0; i < w.nr; i = end) {
+    for (i = 0; i < w->nr; i = end) {
         enum serve_outcome out;
         bool demanded;
 
         end = i + 1;
-        if (w.claims[i].kind == CLAIM_NONE) {
+        if (w->claims[i].kind == CLAIM_NONE) {
             continue;
         }
-        end = install_end(&w, i);
-        demanded = i <= w.demand && w.demand < end;
+        end = install_end(w, i);
+        demanded = i <= w->demand && w->demand < end;
         stats_add(&stats->readahead_in, end - i - demanded);
-        out = window_install(&w, i, end, w.claims[i].kind == CLAIM_ZERO);
+        out = window_install(w, i, end, w->claims[i].kind == CLAIM_ZERO);
         if (demanded || out == GONE) {
             result = out;
         }
+    }
+    if (w->guess) {
+        /* else the whole of it would leave when its first page would have left */
+        queue_touch(w->shard->region->vm,
+                    &w->shard->region->blocks[(w->pfn + w->demand) / BLOCK_PAGES]);
     }
     if (result == SERVED) {
         stats_add(from_slot ? &stats->faults_store : &stats->faults_zero, 1);
@@ -286,4 +329,116 @@ enum serve_outcome fill_pages(struct shard *sh, uint64_t pfn, uint64_t first, ui
         }
     }
     return result;
+}
+
+/*
+ * A free window for a fault on a page of @tier (0: in memory).  Stores that are waited for
+ * share all but a few, so that one which does not answer leaves some to the others.
+ */
+static struct window *take_window(struct shard *sh, unsigned tier)
+{
+    unsigned in_tier = 0, in_use = 0;
+    struct window *w = NULL;
+
+    for (unsigned i = 0; i < WINDOWS; i++) {
+        if (sh->windows[i].in_use) {
+            in_use++;
+            in_tier += tier && sh->windows[i].tier == tier;
+        } else if (!w) {
+            w = &sh->windows[i];
+        }
+    }
+    if (tier && (in_use >= WINDOWS - WINDOWS_MEMORY ||
+                 in_tier >= (WINDOWS - WINDOWS_MEMORY) / sh->region->vm->nr_waited)) {
+        return NULL;
+    }
+    return w;
+}
+
+/* Tier that a fault on @e waits for, 0 for memory. */
+static unsigned waits_for(const struct vm *vm, uint64_t e)
+{
+    const struct tier *t;
+
+    if (entry_state(e) != UFFDMM_PAGE_STORED || !entry_tier(e)) {
+        return 0;
+    }
+    t = vm_tier(vm, e);
+    return t && !t->put_stores ? t->index : 0;
+}
+
+enum serve_outcome fill_begin(struct shard *sh, const struct deferred *f, uint64_t first,
+                              uint32_t nr, bool guess)
+{
+    struct region *r = sh->region;
+    uint64_t e = entry_load(&r->entries[f->pfn]);
+    struct window *w = take_window(sh, waits_for(r->vm, e));
+
+    if (!w) {
+        return AGAIN_SOON;
+    }
+    w->fault = *f;
+    w->pfn = first;
+    w->nr = nr;
+    w->demand = (uint32_t)(f->pfn - first);
+    w->guess = guess;
+    w->tier = 0;
+    w->pending = w->retries = 0;
+    w->error = 0;
+    if (!claim_window(w)) {
+        e = entry_load(&r->entries[f->pfn]);
+        return entry_state(e) == UFFDMM_PAGE_LOST ? BLOCKED : AGAIN_SOON;
+    }
+    w->in_use = true;
+    read_slots(w);
+    if (w->pending) {
+        return PENDING;
+    }
+    w->in_use = false;
+    return finish(w);
+}
+
+bool fill_poll(struct shard *sh, struct deferred *f, enum serve_outcome *out)
+{
+    struct tier_io *io;
+
+    if (!sh->queue.in_flight) {
+        return false;
+    }
+    while ((io = tier_poll(&sh->queue))) {
+        struct window *w = io->owner;
+
+        take_read(w, io);
+        if (--w->pending || read_again(w)) {
+            continue;
+        }
+        *f = w->fault;
+        *out = finish(w);
+        w->in_use = false;
+        return true;
+    }
+    return false;
+}
+
+void fill_abandon(struct shard *sh)
+{
+    while (sh->queue.in_flight) {
+        struct tier_io *io = tier_poll(&sh->queue);
+        struct window *w;
+
+        if (!io) {
+            usleep(1000);
+            continue;
+        }
+        w = io->owner;
+        if (--w->pending) {
+            continue;
+        }
+        for (uint32_t i = 0; i < w->nr; i++) {
+            if (w->claims[i].kind != CLAIM_NONE) {
+                window_unclaim(w, i);
+            }
+        }
+        w->in_use = false;
+    }
 }

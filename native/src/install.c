@@ -3,10 +3,13 @@
  * Putting claimed pages into guest memory.
  *
  * Theory of operation.  A claimed entry is FILLING with BUSY, and only QEMU may
- * still change it, by a discard.  If QEMU's punch comes after our copy the hole
- * wins.  If it came before, the copy brings back the guest's own old page, whole,
- * and the compare-and-swap that follows fails.  The page is not punched again: the
- * guest can have written to it since the copy, and that write would be lost.
+ * still change it, by a discard.  So each page gets INSTALL right before the copy:
+ * if that fails the page was discarded and is not copied, and from then on a discard
+ * waits until the copy is done, so that its punch comes after it and the hole wins.
+ *
+ * QEMU does not wait for ever.  Should it have gone on before a copy that took very
+ * long, the guest finds its own old page, whole.  Such a page is not punched again:
+ * the guest can have written to it since the copy, and that write would be lost.
  * MAYHOLE says that a hole may be there as well.
  */
 #include <errno.h>
@@ -15,26 +18,27 @@
 #include "clock.h"
 #include "log.h"
 #include "queue.h"
+#include "region.h"
+#include "test_hooks.h"
 #include "vm.h"
 #include "window.h"
 
 /* Tries in a row of an ioctl that the kernel answers with EAGAIN. */
 #define INSTALL_TRIES 50
 
-void *window_buffer(const struct window *w, uint32_t i)
-{
-    return (char *)w->shard->buffer + (size_t)i * PAGE_SIZE_4K;
-}
-
 void window_unclaim(struct window *w, uint32_t i)
 {
     struct claim *c = &w->claims[i];
-    entry_t *p = &w->shard->region->entries[w->pfn + i];
+    struct region *r = w->shard->region;
+    entry_t *p = &r->entries[w->pfn + i];
 
-    if (!entry_cas(p, c->filling, c->before)) {
+    if (!entry_cas(p, c->filling, c->before) &&
+        !entry_cas(p, c->filling | UFFDMM_ENTRY_INSTALL, c->before)) {
         entry_clear_busy(p);
+        /* its message has found it busy, and nobody else may come by */
+        region_reap_discard(r, w->pfn + i);
     } else if (entry_state(c->before) == UFFDMM_PAGE_STORED) {
-        vm_count_stored(w->shard->region->vm, c->before, 1);
+        vm_count_stored(r->vm, c->before, 1);
     }
     c->kind = CLAIM_NONE;
 }
@@ -49,7 +53,11 @@ static void settle(struct window *w, uint32_t i)
 
     c->kind = CLAIM_NONE;
     r->ages[pfn] = w->guess && i != w->demand ? AGE_AHEAD_FRESH : AGE_NEW_FRESH;
-    if (!entry_cas(p, c->filling, c->after)) {
+    if (entry_cas(p, c->filling | UFFDMM_ENTRY_INSTALL, c->after)) {
+        if (entry_slot(c->filling) && !entry_slot(c->after)) {
+            vm_free_slot(r->vm, c->filling);
+        }
+    } else {
         uint64_t e = entry_load(p);
 
         vm_free_slot(r->vm, e);
@@ -74,7 +82,28 @@ static enum uffd_outcome install(struct window *w, uint32_t i, uint32_t end, boo
     return uffd_copy(sh->uffd, addr, window_buffer(w, i), len, done);
 }
 
-enum serve_outcome window_install(struct window *w, uint32_t i, uint32_t end, bool zero)
+/*
+ * Pages from @i on, up to @end, that have not been discarded, marked for the copy.
+ * Returns the end of the run; a page that was discarded is given up.
+ */
+static uint32_t mark_install(struct window *w, uint32_t i, uint32_t end)
+{
+    struct region *r = w->shard->region;
+
+    for (; i < end; i++) {
+        uint64_t filling = w->claims[i].filling;
+
+        if (!entry_cas(&r->entries[w->pfn + i], filling,
+                       filling | UFFDMM_ENTRY_INSTALL)) {
+            break;
+        }
+    }
+    return i;
+}
+
+/* Puts pages [@i, @end) in place, which are marked; see window_install(). */
+static enum serve_outcome install_run(struct window *w, uint32_t i, uint32_t end,
+                                      bool zero)
 {
     static uint64_t logged;
     struct shard *sh = w->shard;
@@ -116,6 +145,33 @@ enum serve_outcome window_install(struct window *w, uint32_t i, uint32_t end, bo
         if (w->claims[i].kind != CLAIM_NONE) {
             window_unclaim(w, i);
         }
+    }
+    return result;
+}
+
+enum serve_outcome window_install(struct window *w, uint32_t i, uint32_t end, bool zero)
+{
+    enum serve_outcome result = SERVED;
+
+    while (i < end) {
+        uint32_t marked = mark_install(w, i, end);
+
+        if (marked > i) {
+            enum serve_outcome out;
+
+            test_hook_delay("UFFDMM_TEST_INSTALL_DELAY_US");
+            out = install_run(w, i, marked, zero);
+            result = out == SERVED ? result : out;
+        }
+        if (marked < end) {
+            /* discarded: whoever waits for it faults again and gets zeros */
+            if (marked == w->demand && result == SERVED) {
+                result = AGAIN_SOON;
+            }
+            window_unclaim(w, marked);
+            marked++;
+        }
+        i = marked;
     }
     return result;
 }

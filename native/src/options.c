@@ -10,17 +10,24 @@
 
 #include "config.h"
 #include "log.h"
+#include "option_pairs.h"
 #include "uffdmm/protocol.h"
 
 static const char usage_text[] =
-    "Usage: uffdmm-manager (--socket-path PATH | --fd N) --store file:DIR[,size=SIZE] [OPTION]...\n"
+    "Usage: uffdmm-manager (--socket-path PATH | --fd N) --tier NAME=TYPE... [OPTION]...\n"
     "Serves, evicts and stores the memory of QEMU virtual machines.\n"
     "\n"
     "  --socket-path PATH    listen on this UNIX socket\n"
     "  --fd N                listen on this inherited socket instead\n"
+    "  --tier NAME=TYPE[,KEY=VALUE]...\n"
+    "                        store evicted pages here; repeat for further tiers, fastest\n"
+    "                        first.  Types are pool (compressed, in memory), file and nbd;\n"
+    "                        their keys are in uffdmm-manager(8)\n"
     "  --store file:DIR[,size=SIZE]\n"
-    "                        keep evicted pages in one volume a VM in directory DIR;\n"
-    "                        SIZE bounds each volume (default: what its RAM needs)\n"
+    "                        short for --tier file=file,path=DIR[,capacity=SIZE]\n"
+    "  --vm NAME[,KEY=VALUE]...\n"
+    "                        what is different for one VM; see uffdmm-manager(8)\n"
+    "  --demote-after TIME   move pages unused for so long to the next tier (default: never)\n"
     "  --limit SIZE|N%       default limit of a VM's resident memory (default: none)\n"
     "  --readahead N         largest read-ahead window in pages, 1 to 64 (default 64)\n"
     "  --spin-max-us N       longest busy wait for the next fault (default 50)\n"
@@ -85,35 +92,18 @@ static bool parse_number(const char *name, const char *text, uint64_t min, uint6
     return true;
 }
 
-/* file:DIR[,size=SIZE] */
-static bool parse_store(struct options *o, const char *text)
+static bool add_tier(struct options *o, const char *text, bool store)
 {
-    const char *comma;
-    size_t len;
+    struct tier_config *c = &o->tiers[o->nr_tiers];
 
-    if (strncmp(text, "file:", 5) != 0) {
-        fprintf(stderr,
-                "uffdmm-manager: --store '%s' names no store: use file:DIR[,size=SIZE]\n",
-                text);
+    if (o->nr_tiers == TIER_OPTIONS_MAX) {
+        fprintf(stderr, "uffdmm-manager: --tier more than %d times\n", TIER_OPTIONS_MAX);
         return false;
     }
-    text += 5;
-    comma = strchr(text, ',');
-    len = comma ? (size_t)(comma - text) : strlen(text);
-    if (!len || len >= sizeof(o->store_dir)) {
-        fprintf(stderr, "uffdmm-manager: --store file: needs a directory\n");
+    if (!(store ? tier_options_parse_store(c, text) : tier_options_parse(c, text))) {
         return false;
     }
-    memcpy(o->store_dir, text, len);
-    o->store_dir[len] = '\0';
-    if (comma && (strncmp(comma, ",size=", 6) != 0 ||
-                  !options_parse_size(comma + 6, &o->store_bytes) || !o->store_bytes)) {
-        fprintf(
-            stderr,
-            "uffdmm-manager: --store option '%s' is not size=SIZE, for example size=4G\n",
-            comma + 1);
-        return false;
-    }
+    o->nr_tiers++;
     return true;
 }
 
@@ -171,6 +161,9 @@ enum {
     OPT_SOCKET = 256,
     OPT_FD,
     OPT_STORE,
+    OPT_TIER,
+    OPT_VM,
+    OPT_DEMOTE,
     OPT_LIMIT,
     OPT_READAHEAD,
     OPT_SPIN,
@@ -186,6 +179,9 @@ static const struct option long_options[] = {
     {"socket-path", required_argument, NULL, OPT_SOCKET},
     {"fd", required_argument, NULL, OPT_FD},
     {"store", required_argument, NULL, OPT_STORE},
+    {"tier", required_argument, NULL, OPT_TIER},
+    {"vm", required_argument, NULL, OPT_VM},
+    {"demote-after", required_argument, NULL, OPT_DEMOTE},
     {"limit", required_argument, NULL, OPT_LIMIT},
     {"readahead", required_argument, NULL, OPT_READAHEAD},
     {"spin-max-us", required_argument, NULL, OPT_SPIN},
@@ -214,7 +210,28 @@ static bool parse_one(struct options *o, int opt, const char *arg)
         o->fd = (int)v;
         return true;
     case OPT_STORE:
-        return parse_store(o, arg);
+        return add_tier(o, arg, true);
+    case OPT_TIER:
+        return add_tier(o, arg, false);
+    case OPT_VM:
+        if (o->nr_vms == OPTIONS_VMS_MAX) {
+            fprintf(stderr, "uffdmm-manager: --vm more than %d times\n", OPTIONS_VMS_MAX);
+            return false;
+        }
+        if (!vm_options_parse(&o->vms[o->nr_vms], arg)) {
+            return false;
+        }
+        o->nr_vms++;
+        return true;
+    case OPT_DEMOTE:
+        if (!option_demote_after(arg, &o->demote_after_ns)) {
+            fprintf(
+                stderr,
+                "uffdmm-manager: --demote-after '%s' is not a time such as 500ms, 30s or 10m\n",
+                arg);
+            return false;
+        }
+        return true;
     case OPT_LIMIT:
         return parse_limit(o, arg);
     case OPT_READAHEAD:
@@ -263,9 +280,10 @@ enum options_outcome options_parse(struct options *o, int argc, char **argv)
     while ((opt = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
         switch (opt) {
         case OPT_CAPABILITIES:
-            printf("{\n  \"type\": \"uffdmm\",\n  \"features\": [\"store-file\"],\n"
-                   "  \"protocol-version\": %d,\n  \"protocol-min-version\": %d\n}\n",
-                   UFFDMM_VERSION, UFFDMM_MIN_VERSION);
+            printf(
+                "{\n  \"type\": \"uffdmm\",\n  \"features\": [\"tier-pool\", \"tier-file\", \"tier-nbd\"],\n"
+                "  \"protocol-version\": %d,\n  \"protocol-min-version\": %d\n}\n",
+                UFFDMM_VERSION, UFFDMM_MIN_VERSION);
             return OPTIONS_EXIT_OK;
         case OPT_VERSION:
             printf("uffdmm-manager %s\n", UFFDMM_PROGRAM_VERSION);
@@ -289,10 +307,8 @@ enum options_outcome options_parse(struct options *o, int argc, char **argv)
                 "uffdmm-manager: exactly one of --socket-path and --fd is needed\n");
         return OPTIONS_EXIT_USAGE;
     }
-    if (!o->store_dir[0]) {
-        fprintf(stderr,
-                "uffdmm-manager: --store is missing: say where evicted pages go, for "
-                "example --store file:/var/lib/uffdmm\n");
+    if (!tier_options_check(o->tiers, o->nr_tiers) ||
+        !vm_options_check(o->vms, o->nr_vms, o->tiers, o->nr_tiers)) {
         return OPTIONS_EXIT_USAGE;
     }
     return OPTIONS_RUN;

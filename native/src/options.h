@@ -7,15 +7,22 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "tier_options.h"
+#include "vm_options.h"
+
 #define OPTIONS_UIDS_MAX 16
+#define OPTIONS_VMS_MAX 64
 
 struct options {
-    const char *socket_path; /* or NULL */
-    int fd;                  /* inherited listening socket, or -1 */
-    char store_dir[4096];
-    uint64_t store_bytes;   /* capacity of one VM's volume, 0: as its RAM needs */
-    uint64_t limit_bytes;   /* default limit of a VM, 0: none */
-    unsigned limit_percent; /* of its RAM; 0: see limit_bytes */
+    const char *socket_path;                    /* or NULL */
+    int fd;                                     /* inherited listening socket, or -1 */
+    struct tier_config tiers[TIER_OPTIONS_MAX]; /* in order, without the zero tier */
+    unsigned nr_tiers;
+    struct vm_options vms[OPTIONS_VMS_MAX];
+    unsigned nr_vms;
+    uint64_t demote_after_ns; /* 0: never */
+    uint64_t limit_bytes;     /* default limit of a VM, 0: none */
+    unsigned limit_percent;   /* of its RAM; 0: see limit_bytes */
     unsigned readahead_pages;
     uint64_t spin_max_ns;
     bool tracking;

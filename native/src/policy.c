@@ -3,19 +3,54 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "evict.h"
 
 /* Less than this and a guest does nothing but fault. */
 #define LIMIT_MIN_BYTES (8ULL << 20)
 
+#define DEMOTE_MAX_MS (365ULL * 24 * 3600 * 1000)
+
 /* "No limit", in pages: far above any region, far below an overflow. */
 #define NO_LIMIT_PAGES (1ULL << 50)
+
+/* Share of the limit that a pool inside it gets when nothing else is said, and at most. */
+#define POOL_SHARE_PERCENT 30
+#define POOL_SHARE_MAX_PERCENT 50
+
+/*
+ * Bounds each tier: what policy says, and for a pool that counts against the limit a
+ * share of that, so that there is always room for resident pages.
+ */
+static void bound_tiers(struct vm *vm)
+{
+    uint64_t limit = stats_get(&vm->stats->limit_bytes);
+
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        struct tier *t = vm->tiers[i];
+        uint64_t max = vm->tier_bytes[i];
+
+        if (!t) {
+            continue;
+        }
+        if (t->config->inside_limit && limit) {
+            uint64_t most = limit / 100 * POOL_SHARE_MAX_PERCENT;
+
+            if (!max) {
+                max = limit / 100 * POOL_SHARE_PERCENT;
+            }
+            max = max < most ? max : most;
+        }
+        __atomic_store_n(&t->max_bytes, max ? max : UINT64_MAX, __ATOMIC_RELAXED);
+    }
+}
 
 static void set_limit(struct vm *vm, uint64_t bytes)
 {
     atomic_store(&vm->limit, bytes ? bytes >> PAGE_SHIFT_4K : NO_LIMIT_PAGES);
     stats_set(&vm->stats->limit_bytes, bytes);
+    bound_tiers(vm);
     evict_kick(vm);
 }
 
@@ -25,14 +60,37 @@ static void set_readahead(struct vm *vm, uint32_t pages)
     stats_set(&vm->stats->readahead_pages, pages);
 }
 
+static void set_demote_after(struct vm *vm, uint64_t ms)
+{
+    atomic_store(&vm->demote_after_ns, ms * 1000000);
+    stats_set(&vm->stats->demote_after_ms, ms);
+}
+
 void policy_init(struct vm *vm)
 {
-    atomic_store(&vm->limit, NO_LIMIT_PAGES);
-    stats_set(&vm->stats->limit_bytes, vm->options->limit_bytes);
-    if (vm->options->limit_bytes) {
-        atomic_store(&vm->limit, vm->options->limit_bytes >> PAGE_SHIFT_4K);
+    const struct options *o = vm->options;
+    const struct vm_options *own = vm_options_find(o->vms, o->nr_vms, vm->name);
+    uint64_t limit = o->limit_bytes;
+
+    vm->limit_percent = o->limit_percent;
+    if (own && own->has_limit) {
+        limit = own->limit_bytes;
+        vm->limit_percent = own->limit_percent;
     }
-    set_readahead(vm, vm->options->readahead_pages);
+    atomic_store(&vm->limit, limit ? limit >> PAGE_SHIFT_4K : NO_LIMIT_PAGES);
+    stats_set(&vm->stats->limit_bytes, limit);
+    set_readahead(vm, own && own->readahead_pages ? own->readahead_pages
+                                                  : o->readahead_pages);
+    set_demote_after(
+        vm, (own && own->has_demote_after ? own->demote_after_ns : o->demote_after_ns) /
+                1000000);
+    for (unsigned i = 0; i < o->nr_tiers; i++) {
+        struct tier_config *c = &vm->tier_configs[i + 1];
+
+        *c = o->tiers[i];
+        vm_options_apply(own, c);
+        vm->tier_bytes[i + 1] = c->capacity;
+    }
 }
 
 /* Smallest limit that makes sense for this VM. */
@@ -43,31 +101,78 @@ static uint64_t limit_min(const struct vm *vm)
     return ram < LIMIT_MIN_BYTES ? ram : LIMIT_MIN_BYTES;
 }
 
+/*
+ * Makes room in the tiers for @ram bytes of guest memory of which @limit stay
+ * resident.  Refuses when all of them together are too small for the rest.
+ */
+static int reserve(struct vm *vm, uint64_t ram, uint64_t limit, char *err, size_t err_len)
+{
+    uint64_t need = ram > limit ? ram - limit : 0, room = 0, more;
+
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        struct tier *t = vm->tiers[i];
+        int ret;
+
+        if (!t) {
+            continue;
+        }
+        ret = t->ops->reserve(t, ram, err, err_len);
+        if (ret) {
+            return ret;
+        }
+        room += stats_get(&t->stats->capacity_bytes);
+    }
+    /* a batch needs room beside what is stored already */
+    more = need + 2 * (uint64_t)BATCH_PAGES * PAGE_SIZE_4K;
+    if (need && room < more) {
+        snprintf(
+            err, err_len,
+            "the tiers are too small: together they hold %llu MiB of VM '%s', but %llu MiB of "
+            "RAM with a limit of %llu MiB need %llu MiB; raise a capacity or the limit",
+            (unsigned long long)(room >> 20), vm->name, (unsigned long long)(ram >> 20),
+            (unsigned long long)(limit >> 20), (unsigned long long)(more >> 20));
+        return -ENOSPC;
+    }
+    return 0;
+}
+
 int policy_region_added(struct vm *vm, char *err, size_t err_len)
 {
     uint64_t ram = stats_get(&vm->stats->ram_bytes);
     uint64_t limit = stats_get(&vm->stats->limit_bytes);
 
-    if (vm->options->limit_percent && !vm->limit_chosen) {
-        limit = (ram / 100 * vm->options->limit_percent) & ~(uint64_t)(PAGE_SIZE_4K - 1);
+    if (vm->limit_percent && !vm->limit_chosen) {
+        limit = (ram / 100 * vm->limit_percent) & ~(uint64_t)(PAGE_SIZE_4K - 1);
         if (limit < limit_min(vm)) {
             limit = limit_min(vm);
         }
         set_limit(vm, limit);
     }
-    return store_reserve(&vm->store, ram, limit ? limit : ram, err, err_len);
+    bound_tiers(vm);
+    return reserve(vm, ram, limit ? limit : ram, err, err_len);
 }
 
-int policy_set(struct vm *vm, const struct uffdmm_policy *p, char *err, size_t err_len)
+/* True when tier_mask names tiers that this VM has. */
+static bool tiers_ok(const struct vm *vm, const struct uffdmm_policy *p)
 {
-    uint64_t ram = stats_get(&vm->stats->ram_bytes);
-    int ret;
+    for (unsigned i = 0; i < 32; i++) {
+        if (p->tier_mask >> i & 1 && (i >= UFFDMM_TIERS_MAX || !vm->tiers[i])) {
+            return false;
+        }
+    }
+    return p->tier_mask != 0;
+}
 
-    if (!p->fields ||
-        p->fields & ~(uint32_t)(UFFDMM_POLICY_LIMIT | UFFDMM_POLICY_READAHEAD)) {
-        snprintf(err, err_len,
-                 "policy fields %#x: this manager knows limit (1) and read-ahead (2)",
-                 p->fields);
+/* Checks everything before anything is changed. */
+static int check_policy(struct vm *vm, const struct uffdmm_policy *p, char *err,
+                        size_t err_len)
+{
+    const uint32_t known = UFFDMM_POLICY_LIMIT | UFFDMM_POLICY_READAHEAD |
+                           UFFDMM_POLICY_TIERS | UFFDMM_POLICY_DEMOTE;
+
+    if (!p->fields || p->fields & ~known) {
+        snprintf(err, err_len, "policy fields %#x: this manager knows %#x", p->fields,
+                 known);
         return -EINVAL;
     }
     if ((p->fields & UFFDMM_POLICY_READAHEAD) &&
@@ -76,27 +181,57 @@ int policy_set(struct vm *vm, const struct uffdmm_policy *p, char *err, size_t e
                  p->readahead_pages, WINDOW_MAX);
         return -EINVAL;
     }
-    if (p->fields & UFFDMM_POLICY_LIMIT) {
-        if (p->limit_bytes && p->limit_bytes < limit_min(vm)) {
-            snprintf(
-                err, err_len,
-                "limit of %llu bytes is too small for VM '%s': use at least %llu, or 0 for none",
-                (unsigned long long)p->limit_bytes, vm->name,
-                (unsigned long long)limit_min(vm));
-            return -EINVAL;
-        }
-        if (ram) {
-            ret = store_reserve(&vm->store, ram, p->limit_bytes ? p->limit_bytes : ram,
-                                err, err_len);
-            if (ret) {
-                return ret;
+    if ((p->fields & UFFDMM_POLICY_LIMIT) && p->limit_bytes &&
+        p->limit_bytes < limit_min(vm)) {
+        snprintf(
+            err, err_len,
+            "limit of %llu bytes is too small for VM '%s': use at least %llu, or 0 for none",
+            (unsigned long long)p->limit_bytes, vm->name,
+            (unsigned long long)limit_min(vm));
+        return -EINVAL;
+    }
+    if ((p->fields & UFFDMM_POLICY_TIERS) && !tiers_ok(vm, p)) {
+        snprintf(err, err_len, "tiers %#x: VM '%s' has tiers 1 to %u", p->tier_mask,
+                 vm->name, vm->nr_tiers - 1);
+        return -EINVAL;
+    }
+    if ((p->fields & UFFDMM_POLICY_DEMOTE) && p->demote_after_ms > DEMOTE_MAX_MS) {
+        snprintf(err, err_len, "demotion after %llu ms: use at most %llu, or 0 for never",
+                 (unsigned long long)p->demote_after_ms,
+                 (unsigned long long)DEMOTE_MAX_MS);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+int policy_set(struct vm *vm, const struct uffdmm_policy *p, char *err, size_t err_len)
+{
+    uint64_t ram = stats_get(&vm->stats->ram_bytes);
+    int ret = check_policy(vm, p, err, err_len);
+
+    if (!ret && (p->fields & UFFDMM_POLICY_LIMIT) && ram) {
+        ret = reserve(vm, ram, p->limit_bytes ? p->limit_bytes : ram, err, err_len);
+    }
+    if (ret) {
+        return ret;
+    }
+    if (p->fields & UFFDMM_POLICY_TIERS) {
+        for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+            if (p->tier_mask >> i & 1) {
+                vm->tier_bytes[i] = p->tier_bytes[i];
             }
         }
+        bound_tiers(vm);
+    }
+    if (p->fields & UFFDMM_POLICY_LIMIT) {
         vm->limit_chosen = true;
         set_limit(vm, p->limit_bytes);
     }
     if (p->fields & UFFDMM_POLICY_READAHEAD) {
         set_readahead(vm, p->readahead_pages);
+    }
+    if (p->fields & UFFDMM_POLICY_DEMOTE) {
+        set_demote_after(vm, p->demote_after_ms);
     }
     return 0;
 }
@@ -104,8 +239,16 @@ int policy_set(struct vm *vm, const struct uffdmm_policy *p, char *err, size_t e
 void policy_get(const struct vm *vm, struct uffdmm_policy *p)
 {
     *p = (struct uffdmm_policy){
-        .fields = UFFDMM_POLICY_LIMIT | UFFDMM_POLICY_READAHEAD,
+        .fields = UFFDMM_POLICY_LIMIT | UFFDMM_POLICY_READAHEAD | UFFDMM_POLICY_TIERS |
+                  UFFDMM_POLICY_DEMOTE,
         .readahead_pages = (uint32_t)stats_get(&vm->stats->readahead_pages),
         .limit_bytes = stats_get(&vm->stats->limit_bytes),
+        .demote_after_ms = stats_get(&vm->stats->demote_after_ms),
     };
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        if (vm->tiers[i]) {
+            p->tier_mask |= 1u << i;
+            p->tier_bytes[i] = vm->tier_bytes[i];
+        }
+    }
 }

@@ -23,6 +23,20 @@ void queue_push(struct vm *vm, struct block *b)
     pthread_mutex_unlock(&vm->queue_lock);
 }
 
+void queue_touch(struct vm *vm, struct block *b)
+{
+    pthread_mutex_lock(&vm->queue_lock);
+    if (atomic_load(&b->queued) && b->next) {
+        b->prev->next = b->next;
+        b->next->prev = b->prev;
+        b->prev = vm->queue.prev;
+        b->next = &vm->queue;
+        b->prev->next = b;
+        vm->queue.prev = b;
+    }
+    pthread_mutex_unlock(&vm->queue_lock);
+}
+
 static void unlink_block(struct block *b)
 {
     b->prev->next = b->next;

@@ -17,6 +17,9 @@ void queue_init(struct vm *vm);
 /* Puts the block at the young end unless it is queued already.  Never waits for I/O. */
 void queue_push(struct vm *vm, struct block *b);
 
+/* Moves a block that is in the queue to its young end. */
+void queue_touch(struct vm *vm, struct block *b);
+
 /* Takes the oldest block out, NULL when there is none. */
 struct block *queue_pop(struct vm *vm);
 

@@ -9,9 +9,15 @@
 
 #include <string.h>
 
+#define CAP_MIN 4
+
+/* Windows of the largest size that a stream must use up before there are larger ones. */
+#define PROOFS 2
+
 void readahead_init(struct readahead *ra)
 {
     memset(ra, 0, sizeof(*ra));
+    ra->cap = UINT32_MAX / 2;
 }
 
 static struct readahead_stream *find(struct readahead *ra, uint64_t pfn)
@@ -26,6 +32,17 @@ static struct readahead_stream *find(struct readahead *ra, uint64_t pfn)
     return NULL;
 }
 
+/* Nobody came to the end of the last window of @s. */
+static void give_up(struct readahead *ra, const struct readahead_stream *s)
+{
+    if (s->window <= 1) {
+        return;
+    }
+    ra->wasted += s->window - 1;
+    /* half of what was too much, and never so small that a stream cannot begin */
+    ra->cap = s->window / 2 > CAP_MIN ? s->window / 2 : CAP_MIN;
+}
+
 uint32_t readahead_window(struct readahead *ra, uint64_t pfn, uint32_t max, bool *hit)
 {
     struct readahead_stream *s = find(ra, pfn);
@@ -34,6 +51,11 @@ uint32_t readahead_window(struct readahead *ra, uint64_t pfn, uint32_t max, bool
 
     *hit = s != NULL;
     if (s) {
+        if (s->window >= ra->cap && ++s->at_cap >= PROOFS && ra->cap < UINT32_MAX / 2) {
+            ra->cap *= 2;
+            s->at_cap = 0;
+        }
+        max = max < ra->cap ? max : ra->cap;
         s->window = 2 * s->window < max ? 2 * s->window : max;
         s->used = now;
         s->next = pfn;
@@ -44,8 +66,10 @@ uint32_t readahead_window(struct readahead *ra, uint64_t pfn, uint32_t max, bool
             oldest = &ra->streams[i];
         }
     }
+    give_up(ra, oldest);
     oldest->used = now;
     oldest->window = 1;
+    oldest->at_cap = 0;
     oldest->next = pfn;
     return 1;
 }

@@ -2,7 +2,9 @@
 /*
  * How many pages to bring in with a fault.  Several streams are followed at
  * once; each has a window that doubles when the guest reaches its end and
- * starts again at one page elsewhere, so that a random pattern pays nothing.
+ * starts again at one page elsewhere, so that a random pattern pays nothing.  Windows
+ * whose end nobody reaches were wasted, and halve the largest one there may be; those
+ * that were used double it.
  */
 #ifndef UFFDMM_READAHEAD_H
 #define UFFDMM_READAHEAD_H
@@ -16,11 +18,14 @@ struct readahead_stream {
     uint64_t next;   /* first page behind the last window */
     uint32_t window; /* pages brought in last time */
     uint32_t used;   /* value of readahead.clock at the last hit */
+    uint32_t at_cap; /* windows of the largest size that were used up */
 };
 
 struct readahead {
     struct readahead_stream streams[READAHEAD_STREAMS];
     uint32_t clock;
+    uint32_t cap;    /* largest window for now */
+    uint64_t wasted; /* pages of windows whose end was not reached, in all */
 };
 
 void readahead_init(struct readahead *ra);

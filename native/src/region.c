@@ -84,7 +84,8 @@ static int blocks_create(struct region *r)
 {
     r->nr_blocks = (uint32_t)((r->nr_pages + BLOCK_PAGES - 1) / BLOCK_PAGES);
     r->blocks = calloc(r->nr_blocks, sizeof(*r->blocks));
-    if (!r->blocks) {
+    r->raw = calloc((r->nr_pages + 63) / 64, sizeof(*r->raw));
+    if (!r->blocks || !r->raw) {
         return -ENOMEM;
     }
     for (uint32_t i = 0; i < r->nr_blocks; i++) {
@@ -111,6 +112,7 @@ static void region_free(struct region *r)
     if (r->pagemap_fd >= 0) {
         close(r->pagemap_fd);
     }
+    free(r->raw);
     free(r->blocks);
     free(r);
 }
@@ -192,6 +194,7 @@ int region_create(struct vm *vm, const struct uffdmm_region_create *req,
     }
     r->vm = vm;
     r->id = (uint32_t)index;
+    r->serial = ++vm->regions_made;
     r->memfd = r->table_fd = r->pagemap_fd = r->link_fd = -1;
     snprintf(r->name, sizeof(r->name), "%s", req->name);
     r->size = req->size;
@@ -397,7 +400,12 @@ void region_destroy(struct region *r)
     struct vm *vm = r->vm;
 
     detach(r);
+    /* their writes name its entries; a tier that is cancelled ends them */
+    while (atomic_load(&r->parked)) {
+        usleep(1000);
+    }
     lock_regions(vm);
+    queue_remove_region(vm, r); /* they may have queued blocks again */
     vm->regions[r->id] = NULL;
     pthread_rwlock_unlock(&vm->regions_lock);
     for (uint64_t pfn = 0; pfn < r->nr_pages; pfn++) {
@@ -422,38 +430,46 @@ bool region_range_ok(const struct region *r, uint64_t offset, uint64_t length)
            length <= r->size && offset <= r->size - length;
 }
 
+bool region_reap_discard(struct region *r, uint64_t pfn)
+{
+    uint64_t e = entry_load(&r->entries[pfn]);
+
+    /* busy or being written: whoever is at it comes here when it is done */
+    if (entry_state(e) != UFFDMM_PAGE_DISCARDED || entry_busy(e) ||
+        (e & UFFDMM_ENTRY_WRITING)) {
+        return false;
+    }
+    /* QEMU's punch may be still to come, hence MAYHOLE */
+    if (!entry_cas(
+            &r->entries[pfn], e,
+            entry_make(UFFDMM_PAGE_EMPTY, UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e), 0))) {
+        return false;
+    }
+    vm_free_slot(r->vm, e);
+    stats_add(&r->vm->stats->discarded, 1);
+    return true;
+}
+
+void region_release_page(struct region *r, uint64_t pfn)
+{
+    entry_clear_busy(&r->entries[pfn]);
+    region_reap_discard(r, pfn);
+}
+
 uint64_t region_discarded(struct region *r, uint64_t offset, uint64_t length)
 {
     uint64_t pages = 0;
 
     for (uint64_t pfn = offset / PAGE_SIZE_4K; pfn < (offset + length) / PAGE_SIZE_4K;
          pfn++) {
-        uint64_t e = entry_load(&r->entries[pfn]);
-
-        /* busy or being written: whoever is at it cleans up, or the next fault does */
-        if (entry_state(e) != UFFDMM_PAGE_DISCARDED || entry_busy(e) ||
-            (e & UFFDMM_ENTRY_WRITING)) {
-            continue;
-        }
-        /*
-         * The message comes after QEMU's punch, so the page is a hole, unless
-         * it was touched and discarded again since: then the punch of the new
-         * discard is still to come, hence MAYHOLE.
-         */
-        if (entry_cas(&r->entries[pfn], e,
-                      entry_make(UFFDMM_PAGE_EMPTY, UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e),
-                                 0))) {
-            vm_free_slot(r->vm, e);
-            pages++;
-        }
+        pages += region_reap_discard(r, pfn);
     }
-    stats_add(&r->vm->stats->discarded, pages);
     return pages;
 }
 
 void region_recount(struct vm *vm)
 {
-    int64_t slot = 0, zero = 0;
+    int64_t stored[UFFDMM_TIERS_MAX] = {0};
 
     for (unsigned k = 0; k < UFFDMM_REGIONS_MAX; k++) {
         struct region *r = vm->regions[k];
@@ -461,12 +477,13 @@ void region_recount(struct vm *vm)
         for (uint64_t pfn = 0; r && pfn < r->nr_pages; pfn++) {
             uint64_t e = entry_load(&r->entries[pfn]);
 
-            if (entry_state(e) == UFFDMM_PAGE_STORED) {
-                slot += entry_tier(e) != UFFDMM_TIER_ZERO;
-                zero += entry_tier(e) == UFFDMM_TIER_ZERO;
+            if (entry_state(e) == UFFDMM_PAGE_STORED &&
+                entry_tier(e) < UFFDMM_TIERS_MAX) {
+                stored[entry_tier(e)]++;
             }
         }
     }
-    atomic_store(&vm->slot_pages, slot);
-    atomic_store(&vm->zero_pages, zero);
+    for (unsigned i = 0; i < UFFDMM_TIERS_MAX; i++) {
+        atomic_store(&vm->stored[i], stored[i]);
+    }
 }

@@ -36,6 +36,15 @@ void region_destroy(struct region *r);
  */
 uint64_t region_discarded(struct region *r, uint64_t offset, uint64_t length);
 
+/*
+ * Frees the slot of a page that QEMU has discarded and nobody works on; false
+ * when there is nothing to do.  From any thread.
+ */
+bool region_reap_discard(struct region *r, uint64_t pfn);
+
+/* Ends the work on a page (BUSY), and does what a discard of QEMU left undone for it. */
+void region_release_page(struct region *r, uint64_t pfn);
+
 /* True when page-aligned and inside the region. */
 bool region_range_ok(const struct region *r, uint64_t offset, uint64_t length);
 

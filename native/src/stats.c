@@ -12,10 +12,12 @@
 
 _Static_assert(sizeof(struct uffdmm_stats) <= PAGE_SIZE_4K,
                "statistics fit into one page");
+_Static_assert(sizeof(struct uffdmm_tier_stats) <= PAGE_SIZE_4K,
+               "statistics of a tier fit into one page");
 
 uint64_t stats_size(void)
 {
-    return PAGE_SIZE_4K;
+    return (1 + UFFDMM_TIERS_MAX) * (uint64_t)PAGE_SIZE_4K;
 }
 
 int stats_create(struct uffdmm_stats **stats, int *fd_ro)
@@ -28,13 +30,13 @@ int stats_create(struct uffdmm_stats **stats, int *fd_ro)
     if (fd < 0) {
         return -errno;
     }
-    if (ftruncate(fd, PAGE_SIZE_4K) < 0 ||
+    if (ftruncate(fd, (off_t)stats_size()) < 0 ||
         fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0) {
         ret = -errno;
         close(fd);
         return ret;
     }
-    map = mmap(NULL, PAGE_SIZE_4K, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    map = mmap(NULL, stats_size(), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (map == MAP_FAILED) {
         ret = -errno;
         close(fd);
@@ -46,7 +48,7 @@ int stats_create(struct uffdmm_stats **stats, int *fd_ro)
     ret = *fd_ro < 0 ? -errno : 0;
     close(fd);
     if (ret) {
-        munmap(map, PAGE_SIZE_4K);
+        munmap(map, stats_size());
         return ret;
     }
     *stats = map;

@@ -188,6 +188,7 @@ static int scan(struct vm *vm, struct region *r, struct sample *s)
 {
     struct page_region vec[256];
     uint64_t next = 0, touched = 0;
+    uint64_t wasted_before = s->ahead - s->ahead_used;
     struct pm_scan_arg arg = {
         .size = sizeof(arg),
         .start = r->base,
@@ -221,6 +222,7 @@ static int scan(struct vm *vm, struct region *r, struct sample *s)
     judge_range(r, next, r->nr_pages, false, s);
     stats_add(&vm->stats->scanned_pages, r->nr_pages);
     stats_add(&vm->stats->touched_pages, touched);
+    stats_add(&vm->stats->readahead_wasted, s->ahead - s->ahead_used - wasted_before);
     s->touched += touched;
     return 0;
 }
@@ -357,12 +359,25 @@ static void back_off(struct vm *vm, struct tracker *t)
 {
     atomic_store(&vm->ages_useful, false);
     atomic_store(&vm->ahead_blocks, 0);
+    atomic_store(&vm->ahead_wasted, false);
     stats_set(&vm->stats->age_tracking, 0);
     t->scans = 0;
     t->interval_ms = INTERVAL_MIN_MS;
     t->next_probe = clock_ns() + t->probe_ms * NSEC_PER_MSEC;
     t->probe_ms =
         2 * t->probe_ms < PROBE_INTERVAL_MAX_MS ? 2 * t->probe_ms : PROBE_INTERVAL_MAX_MS;
+}
+
+/* Trims a bit of what has been freed in each tier. */
+static void tidy(struct vm *vm)
+{
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        struct tier *t = vm->tiers[i];
+
+        if (t && t->ops->tidy) {
+            t->ops->tidy(t);
+        }
+    }
 }
 
 static void *background_thread(void *opaque)
@@ -378,7 +393,7 @@ static void *background_thread(void *opaque)
 
         if (!due(vm, &t)) {
             if (t.quiet > 2) {
-                store_trim(&vm->store);
+                tidy(vm);
             }
             continue;
         }
@@ -389,6 +404,10 @@ static void *background_thread(void *opaque)
             continue;
         }
         atomic_store(&vm->ahead_blocks, ahead_allowance(&s));
+        /* more than the trials alone can have brought: those that heat.c asked for */
+        atomic_store(&vm->ahead_wasted,
+                     s.ahead > AHEAD_TRIAL * (uint64_t)BLOCK_PAGES &&
+                         atomic_load(&vm->ahead_blocks) <= AHEAD_TRIAL);
         if (++t.scans < 2) {
             continue; /* ages mean something from the second scan on */
         }

@@ -5,6 +5,7 @@
  *   main thread (worker.c)    sockets, messages, gauges, placement of threads
  *   fault threads (fault.c)   one a shard: serve userfaultfd messages
  *   evictor (evict.c)         keeps the VM a little below its limit
+ *   demoter (demote.c)        moves stored pages to later tiers
  *   background (track.c)      access history, trimming
  *
  * Locks, in order of nesting: regions_lock, queue_lock, the slots' lock.  Fault
@@ -19,16 +20,23 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include "config.h"
 #include "options.h"
 #include "pagestate.h"
 #include "readahead.h"
 #include "stats.h"
-#include "store.h"
+#include "fill.h"
+#include "heat.h"
+#include "tier.h"
+#include "tier_io.h"
 #include "uffd.h"
 
 struct vm;
 struct region;
+struct window;
 
 /*
  * Ages of pages: scans since the last one that found the page in use, or how it
@@ -41,15 +49,6 @@ enum {
     AGE_AHEAD_FRESH = 253, /* brought in with its block, unasked */
     AGE_NEW = 254,         /* demanded, zapped since */
     AGE_NEW_FRESH = 255    /* demanded since the last zap */
-};
-
-/* A fault that cannot be served yet. */
-struct deferred {
-    uint64_t pfn;        /* page of the region */
-    uint64_t since;      /* clock_ns() when its message was read */
-    uint64_t not_before; /* clock_ns() of the next try */
-    uint32_t tid;
-    bool wp;
 };
 
 /* One userfaultfd and the thread that serves it. */
@@ -74,9 +73,12 @@ struct shard {
     uint64_t placed_faults, placed_switches; /* at the last look (place.c) */
     int cpu;                                 /* that it is bound to, -1: none */
 
-    struct io io;
-    void *buffer; /* WINDOW_MAX pages */
+    struct tier_queue queue;
+    void *window_map;
+    struct window *windows; /* WINDOWS of them */
+    uint64_t last_read_ns;  /* clock_ns() when a read was last started */
     struct readahead readahead;
+    struct heat heat;
     struct deferred deferred[DEFERRED_MAX];
     unsigned nr_deferred;
     uint64_t spin_ns;
@@ -93,6 +95,7 @@ struct block {
 struct region {
     struct vm *vm;
     uint32_t id;
+    uint64_t serial; /* of all regions that this VM ever had */
     char name[UFFDMM_NAME_MAX];
     uint64_t nr_pages;
     uint64_t size; /* bytes */
@@ -106,11 +109,13 @@ struct region {
     entry_t *entries;
     uint64_t *records;
     uint8_t *ages;
+    _Atomic uint64_t *raw; /* bitmap: the page did not compress when it was last tried */
     struct block *blocks;
     uint32_t nr_blocks;
     struct shard shards[UFFDMM_SHARDS_MAX];
     unsigned nr_shards;
     bool attached;
+    _Atomic int parked;        /* batches of the evictor that wait with pages of it */
     int link_fd;               /* QEMU's connection for this region, -1 when lost */
     _Atomic uint64_t zap_done; /* generation of the last ZAP that QEMU answered */
 };
@@ -120,20 +125,30 @@ struct vm {
     pid_t qemu_pid;
     int qemu_pidfd;
     const struct options *options;
+    struct tier_config tier_configs[UFFDMM_TIERS_MAX]; /* with what is this VM's own */
+    uint8_t uuid[16];
     struct uffdmm_stats *stats;
     int stats_fd; /* read-only */
-    struct store store;
+    struct tier tier[UFFDMM_TIERS_MAX];
+    struct tier
+        *tiers[UFFDMM_TIERS_MAX]; /* open ones by index, NULL: none; [0] is never one */
+    unsigned nr_tiers;            /* the zero tier among them */
+    unsigned nr_waited;           /* of them, not in memory; at least 1 */
 
     pthread_rwlock_t regions_lock; /* written only by the main thread */
     _Atomic bool regions_wanted;   /* the main thread waits for it */
     struct region *regions[UFFDMM_REGIONS_MAX];
+    uint64_t regions_made;
 
-    _Atomic int64_t resident;       /* guest pages in memory, as counted */
-    _Atomic int64_t slot_pages;     /* STORED in slots */
-    _Atomic int64_t zero_pages;     /* STORED as a repeated word */
-    _Atomic uint64_t limit;         /* pages */
-    _Atomic uint32_t readahead_max; /* pages */
-    bool limit_chosen;              /* by SET_POLICY: no longer the default */
+    _Atomic int64_t resident;                 /* guest pages in memory, as counted */
+    _Atomic int64_t stored[UFFDMM_TIERS_MAX]; /* pages STORED, by tier */
+    _Atomic int64_t arena_pages; /* of tiers in memory that count against the limit */
+    _Atomic uint64_t demote_after_ns;
+    uint64_t tier_bytes[UFFDMM_TIERS_MAX]; /* policy: most to be stored, 0: no bound */
+    unsigned limit_percent;                /* of RAM, until a limit is chosen; 0: none */
+    _Atomic uint64_t limit;                /* pages */
+    _Atomic uint32_t readahead_max;        /* pages */
+    bool limit_chosen;                     /* by SET_POLICY: no longer the default */
     _Atomic bool stop;
 
     /* eviction queue, oldest first (queue.c) */
@@ -147,17 +162,44 @@ struct vm {
     int evict_fd; /* eventfd: somebody wants room */
     _Atomic bool evictor_idle;
 
+    /* demoter */
+    pthread_t demoter;
+    bool demoter_running;
+    int demote_fd; /* eventfd: ends its sleep */
+
     /* background thread */
     pthread_t background;
     bool background_running;
-    int background_fd;        /* eventfd: ends its sleep */
-    _Atomic bool ages_useful; /* the access history tells pages apart */
-    _Atomic int ahead_blocks; /* blocks that may still be brought in as a whole */
+    int background_fd;         /* eventfd: ends its sleep */
+    _Atomic bool ages_useful;  /* the access history tells pages apart */
+    _Atomic int ahead_blocks;  /* blocks that may still be brought in as a whole */
+    _Atomic bool ahead_wasted; /* blocks that came as a whole were not used */
 };
 
 static inline uint64_t page_addr(const struct region *r, uint64_t pfn)
 {
     return r->base + (pfn << PAGE_SHIFT_4K);
+}
+
+/* A hint that saves trying to compress a page again. */
+static inline bool region_is_raw(const struct region *r, uint64_t pfn)
+{
+    return atomic_load_explicit(&r->raw[pfn / 64], memory_order_relaxed) >> (pfn % 64) &
+           1;
+}
+
+static inline void region_mark_raw(struct region *r, uint64_t pfn, bool raw)
+{
+    uint64_t bit = 1ULL << (pfn % 64);
+
+    if (region_is_raw(r, pfn) == raw) {
+        return;
+    }
+    if (raw) {
+        atomic_fetch_or_explicit(&r->raw[pfn / 64], bit, memory_order_relaxed);
+    } else {
+        atomic_fetch_and_explicit(&r->raw[pfn / 64], ~bit, memory_order_relaxed);
+    }
 }
 
 /* Shard that a page belongs to. */
@@ -175,7 +217,8 @@ static inline struct shard *page_shard(struct region *r, uint64_t pfn)
 static inline int64_t vm_room(const struct vm *vm)
 {
     return (int64_t)atomic_load_explicit(&vm->limit, memory_order_relaxed) -
-           atomic_load_explicit(&vm->resident, memory_order_relaxed);
+           atomic_load_explicit(&vm->resident, memory_order_relaxed) -
+           atomic_load_explicit(&vm->arena_pages, memory_order_relaxed);
 }
 
 /*
@@ -195,12 +238,31 @@ static inline int64_t vm_margin_high(const struct vm *vm)
     return 2 * vm_margin_low(vm);
 }
 
+/* Tier that @e names; NULL when there is none of that number, or it is the zero tier. */
+static inline struct tier *vm_tier(const struct vm *vm, uint64_t e)
+{
+    return entry_tier(e) < UFFDMM_TIERS_MAX ? vm->tiers[entry_tier(e)] : NULL;
+}
+
 /* Counts a page that became STORED (@delta 1) or is no longer (-1). */
 static inline void vm_count_stored(struct vm *vm, uint64_t e, int delta)
 {
-    atomic_fetch_add_explicit(entry_tier(e) == UFFDMM_TIER_ZERO ? &vm->zero_pages
-                                                                : &vm->slot_pages,
-                              delta, memory_order_relaxed);
+    if (entry_tier(e) < UFFDMM_TIERS_MAX) {
+        atomic_fetch_add_explicit(&vm->stored[entry_tier(e)], delta,
+                                  memory_order_relaxed);
+    }
+}
+
+/*
+ * Checksum of a stored page: a page that lands in another place, or comes from
+ * another time, does not match.
+ */
+static inline uint64_t page_checksum(const void *page, uint32_t region_id, uint64_t pfn,
+                                     unsigned generation)
+{
+    uint64_t seed = pfn ^ ((uint64_t)generation << 52) ^ ((uint64_t)region_id << 44);
+
+    return XXH3_64bits_withSeed(page, PAGE_SIZE_4K, seed);
 }
 
 /* Frees the slot that @e names, when it names one that is the caller's to free. */

@@ -30,6 +30,7 @@
 #include "clock.h"
 #include "evict.h"
 #include "evict_io.h"
+#include "hierarchy.h"
 #include "log.h"
 #include "place.h"
 #include "policy.h"
@@ -45,28 +46,13 @@ struct worker {
     struct vm vm;
     int channel;
     int signal_fd;
-    bool store_open;
+    bool stores_open;
     struct conn *conns[CONNS_MAX];
     int nr_conns;
     uint64_t received; /* connections handed over by the acceptor */
     uint64_t ticks;
     uint64_t discards_counted;
 };
-
-void vm_free_slot(struct vm *vm, uint64_t e)
-{
-    static uint64_t logged;
-
-    if (!entry_slot(e) || entry_tier(e) != UFFDMM_TIER_FILE ||
-        (e & UFFDMM_ENTRY_WRITING)) {
-        return;
-    }
-    if (!slots_free(&vm->store.slots, entry_slot(e)) &&
-        log_ratelimit(&logged, NSEC_PER_SEC)) {
-        log_error("slot %llu is named by the table but free: the table is damaged",
-                  (unsigned long long)entry_slot(e));
-    }
-}
 
 /* ---- messages ---------------------------------------------------------- */
 
@@ -83,6 +69,8 @@ static int on_create(struct worker *w, struct conn *c)
     struct uffdmm_region_create *req = (void *)c->payload;
     struct uffdmm_region_create_reply reply = {0};
     char err[UFFDMM_TEXT_MAX];
+    unsigned nr_fds = 3;
+    int fds[3 + UFFDMM_TIERS_MAX];
     struct region *r;
     int ret;
 
@@ -92,13 +80,24 @@ static int on_create(struct worker *w, struct conn *c)
     if (c->region) {
         return refuse(c, -EEXIST, "this connection carries a region already");
     }
-    if (!w->store_open) {
-        ret = store_open(&vm->store, vm->options->store_dir, vm->options->store_bytes,
-                         vm->name, vm->qemu_pid, vm->stats, err, sizeof(err));
+    if (!w->stores_open) {
+        ret = hierarchy_open(vm, req->size, err, sizeof(err));
         if (ret) {
             return refuse(c, ret, err);
         }
-        w->store_open = true;
+        w->stores_open = true;
+    }
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        nr_fds += vm->tiers[i] && vm->tiers[i]->arena_fd >= 0;
+    }
+    /* what RECONNECT will carry one day: memory, table, pagemap, userfaultfds, arenas */
+    if (nr_fds + req->nr_shards > UFFDMM_FDS_MAX) {
+        snprintf(
+            err, sizeof(err),
+            "%u shards and %u pools are more descriptors than a message carries (%d): use "
+            "fewer of either",
+            req->nr_shards, nr_fds - 3, UFFDMM_FDS_MAX);
+        return refuse(c, -EINVAL, err);
     }
     ret = region_create(vm, req, &r, err, sizeof(err));
     if (ret) {
@@ -115,8 +114,16 @@ static int on_create(struct worker *w, struct conn *c)
     reply.nr_shards = r->nr_shards;
     reply.table_size = r->table_size;
     reply.stats_size = stats_size();
-    return conn_reply(c, &reply, sizeof(reply),
-                      (int[]){r->memfd, r->table_fd, vm->stats_fd}, 3);
+    fds[0] = r->memfd;
+    fds[1] = r->table_fd;
+    fds[2] = vm->stats_fd;
+    nr_fds = 3;
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        if (vm->tiers[i] && vm->tiers[i]->arena_fd >= 0) {
+            fds[nr_fds++] = vm->tiers[i]->arena_fd;
+        }
+    }
+    return conn_reply(c, &reply, sizeof(reply), fds, nr_fds);
 }
 
 static int on_attach(struct worker *w, struct conn *c)
@@ -453,10 +460,7 @@ static void tick(struct worker *w)
         w->discards_counted = discards;
         region_recount(vm);
     }
-    stats_set(&st->stored_bytes, (uint64_t)atomic_load(&vm->slot_pages) * PAGE_SIZE_4K);
-    stats_set(&st->zero_bytes, (uint64_t)atomic_load(&vm->zero_pages) * PAGE_SIZE_4K);
-    stats_set(&st->slots_used, __atomic_load_n(&vm->store.slots.used, __ATOMIC_RELAXED));
-    stats_set(&st->slots_total, vm->store.slots.nr);
+    hierarchy_gauges(vm);
     if (w->ticks++ % (1000 / TICK_MS) == 0) {
         stats_set(&st->worker_rss_bytes, rss_bytes());
     }
@@ -477,6 +481,7 @@ static int worker_init(struct worker *w, const struct options *options,
     vm->options = options;
     vm->qemu_pid = first->pid;
     snprintf(vm->name, sizeof(vm->name), "%s", hello->vm_name);
+    memcpy(vm->uuid, hello->uuid, sizeof(vm->uuid));
     vm->qemu_pidfd = (int)syscall(SYS_pidfd_open, vm->qemu_pid, 0);
     if (vm->qemu_pidfd < 0) {
         ret = -errno;
@@ -507,15 +512,9 @@ static int worker_init(struct worker *w, const struct options *options,
     pthread_rwlockattr_destroy(&attr);
     queue_init(vm);
     policy_init(vm);
-    ret = evict_start(vm);
-    if (!ret) {
-        ret = track_start(vm);
-    }
-    if (ret) {
-        snprintf(err, err_len, "cannot start the threads of a worker: %s",
-                 strerror(-ret));
-    }
-    return ret;
+    snprintf(stats_tier(vm->stats, 0)->name, UFFDMM_NAME_MAX, "zero");
+    stats_tier(vm->stats, 0)->shared = 1; /* the value is all there is */
+    return 0;
 }
 
 static void close_channel(struct worker *w)
@@ -530,8 +529,11 @@ static void worker_end(struct worker *w)
 {
     struct vm *vm = &w->vm;
 
-    evict_stop(vm);
-    track_stop(vm);
+    /* a store that does not answer must not keep the threads from ending */
+    if (w->stores_open) {
+        hierarchy_cancel(vm);
+        hierarchy_stop(vm);
+    }
     for (int i = 0; i < UFFDMM_REGIONS_MAX; i++) {
         if (vm->regions[i]) {
             region_destroy(vm->regions[i]);
@@ -540,8 +542,8 @@ static void worker_end(struct worker *w)
     while (w->nr_conns) {
         conn_free(w->conns[--w->nr_conns]);
     }
-    if (w->store_open) {
-        store_close(&vm->store);
+    if (w->stores_open) {
+        hierarchy_close(vm);
     }
     close_channel(w);
 }
@@ -589,9 +591,9 @@ static bool farewell(struct worker *w)
     struct worker_farewell bye = {.received = w->received};
     struct pollfd pfd = {.fd = w->channel, .events = POLLIN};
 
-    if (w->store_open) {
-        store_close(&w->vm.store); /* a successor makes one of the same name */
-        w->store_open = false;
+    if (w->stores_open) {
+        hierarchy_close(&w->vm); /* a successor makes volumes of the same name */
+        w->stores_open = false;
     }
     if (w->channel < 0 ||
         send(w->channel, &bye, sizeof(bye), MSG_NOSIGNAL) != (ssize_t)sizeof(bye)) {

@@ -36,26 +36,54 @@ static uint64_t next_random(struct load_thread *t)
     return t->random;
 }
 
+enum page_kind { KIND_ZERO, KIND_WORD, KIND_NOISE, KIND_COMPRESSIBLE };
+
+/* The kind of a page whose content follows from key. */
+static enum page_kind kind_of(enum load_content content, uint64_t key)
+{
+    static const uint8_t varied[8] = {
+        KIND_ZERO,         KIND_WORD,         KIND_NOISE,        KIND_NOISE,
+        KIND_COMPRESSIBLE, KIND_COMPRESSIBLE, KIND_COMPRESSIBLE, KIND_COMPRESSIBLE};
+    unsigned eighth = (unsigned)(key % 8);
+
+    switch (content) {
+    case LOAD_SAME:
+        return eighth % 2 ? KIND_WORD : KIND_ZERO;
+    case LOAD_COMPRESSIBLE:
+        return KIND_COMPRESSIBLE;
+    case LOAD_INCOMPRESSIBLE:
+        return KIND_NOISE;
+    case LOAD_VARIED:
+        return (enum page_kind)varied[eighth];
+    case LOAD_MIXED:
+    default:
+        return eighth == 0 ? KIND_ZERO : eighth == 1 ? KIND_WORD : KIND_NOISE;
+    }
+}
+
 /* What page pfn holds in this version. */
 static void page_content(const struct guest_load *l, uint64_t pfn, uint32_t version,
                          uint64_t words[WORDS])
 {
+    enum { NOISE_MIN = 40, NOISE_SPAN = 200 };
     uint64_t key = mix(l->seed ^ mix(pfn * 0x10001 + ((uint64_t)version << 40)));
-    unsigned kind = (unsigned)(key % 8);
+    int noise = 0;
 
-    if (l->content == LOAD_SAME) {
-        kind = kind % 2;
-    }
-    if (version == 0 || kind == 0) {
+    switch (version == 0 ? KIND_ZERO : kind_of(l->content, key)) {
+    case KIND_ZERO:
         memset(words, 0, PAGE);
-    } else if (kind == 1) {
-        for (int i = 0; i < WORDS; i++) {
-            words[i] = key;
-        }
-    } else {
-        for (int i = 0; i < WORDS; i++) {
-            words[i] = mix(key + (uint64_t)i);
-        }
+        return;
+    case KIND_WORD:
+        break;
+    case KIND_NOISE:
+        noise = WORDS;
+        break;
+    case KIND_COMPRESSIBLE:
+        noise = NOISE_MIN + (int)(key / 8 % NOISE_SPAN);
+        break;
+    }
+    for (int i = 0; i < WORDS; i++) {
+        words[i] = i < noise ? mix(key + (uint64_t)i) : key;
     }
 }
 
@@ -105,6 +133,12 @@ static void check_page(struct guest_load *l, uint64_t pfn)
     wrong_page(l, pfn);
 }
 
+void load_verify_page(struct guest_load *l, uint64_t pfn)
+{
+    check_page(l, pfn);
+    atomic_fetch_add(&l->vmm->report->steps, 1);
+}
+
 static void write_page(struct guest_load *l, uint64_t pfn)
 {
     uint64_t words[WORDS];
@@ -131,8 +165,7 @@ static void fill_slice(struct load_thread *t)
 static void verify_slice(struct load_thread *t)
 {
     for (uint64_t p = first_page(t, t->index); p < first_page(t, t->index + 1); p++) {
-        check_page(t->load, p);
-        atomic_fetch_add(&t->load->vmm->report->steps, 1);
+        load_verify_page(t->load, p);
     }
 }
 
@@ -264,13 +297,26 @@ uint64_t load_resident(const struct standin *s)
     return fstat(s->memfd, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
 }
 
+static void raise_to(_Atomic uint64_t *max, uint64_t now)
+{
+    if (now > atomic_load(max)) {
+        atomic_store(max, now);
+    }
+}
+
 static void *sample(void *opaque)
 {
     struct guest_load *l = opaque;
+    struct stat st;
 
     while (!atomic_load(&l->stop_sampler)) {
         uint64_t now = load_resident(l->standin);
-        l->resident_max = now > l->resident_max ? now : l->resident_max;
+        raise_to(&l->resident_max, now);
+        for (uint32_t i = 0; i < l->standin->nr_arenas; i++) {
+            now +=
+                fstat(l->standin->arenas[i], &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
+        }
+        raise_to(&l->total_max, now);
         sleep_ms(5);
     }
     return NULL;
@@ -278,7 +324,8 @@ static void *sample(void *opaque)
 
 void load_sampler_start(struct guest_load *l)
 {
-    l->resident_max = 0;
+    atomic_store(&l->resident_max, 0);
+    atomic_store(&l->total_max, 0);
     atomic_store(&l->stop_sampler, 0);
     if (pthread_create(&l->sampler, NULL, sample, l) != 0) {
         vmm_fail(l->vmm, "cannot start the sampler");
@@ -289,7 +336,7 @@ uint64_t load_sampler_stop(struct guest_load *l)
 {
     atomic_store(&l->stop_sampler, 1);
     pthread_join(l->sampler, NULL);
-    return l->resident_max;
+    return atomic_load(&l->resident_max);
 }
 
 /* ---- hammering -------------------------------------------------------------- */

@@ -14,7 +14,7 @@
 
 #include "standin.h"
 
-enum { LOAD_THREADS_MAX = 8 };
+enum { LOAD_THREADS_MAX = 32 };
 
 enum load_pattern {
     LOAD_RANDOM,
@@ -25,8 +25,12 @@ enum load_pattern {
 
 /* Which contents occur. */
 enum load_content {
-    LOAD_MIXED, /* an eighth zero pages, an eighth one repeated word */
-    LOAD_SAME   /* zero pages and repeated words alone */
+    LOAD_MIXED,          /* an eighth zero pages, an eighth one repeated word, noise */
+    LOAD_SAME,           /* zero pages and repeated words alone */
+    LOAD_COMPRESSIBLE,   /* to a twelfth up to the half, by page */
+    LOAD_INCOMPRESSIBLE, /* noise alone */
+    LOAD_VARIED          /* an eighth zero, an eighth a word, a quarter noise, half of
+                            them compressible */
 };
 
 struct guest_load {
@@ -40,7 +44,9 @@ struct guest_load {
     uint32_t *written;    /* largest version a page ever had */
     uint32_t *given_back; /* its version when it was discarded, until it is touched */
     _Atomic uint64_t kept_pages; /* discarded ones that were still there at that touch */
-    uint64_t resident_max;       /* bytes, by fstat of the memfd every few milliseconds */
+    /* bytes, by fstat every few milliseconds: of the memfd, and of arenas as well */
+    _Atomic uint64_t resident_max;
+    _Atomic uint64_t total_max;
     pthread_t sampler;
     _Atomic int stop_sampler;
 };
@@ -60,6 +66,8 @@ void load_discard(struct guest_load *l, uint64_t pfn, uint64_t nr_pages);
 void load_run(struct guest_load *l, enum load_pattern pattern, int milliseconds);
 /* Verifies every page. */
 void load_verify(struct guest_load *l);
+/* Verifies one page; the caller sees to it that no other thread has it. */
+void load_verify_page(struct guest_load *l, uint64_t pfn);
 
 /* Guest memory in use, bytes, by fstat of the memfd. */
 uint64_t load_resident(const struct standin *s);

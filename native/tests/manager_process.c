@@ -29,17 +29,22 @@ void manager_prepare(struct manager *m)
     assert_non_null(mkdtemp(m->dir));
     snprintf(m->socket, sizeof(m->socket), "%s/manager.sock", m->dir);
     snprintf(m->store, sizeof(m->store), "%s/store", m->dir);
+    snprintf(m->second, sizeof(m->second), "%s/second", m->dir);
     snprintf(m->log, sizeof(m->log), "%s/log", m->dir);
     assert_return_code(mkdir(m->store, 0700), errno);
+    assert_return_code(mkdir(m->second, 0700), errno);
 }
 
 static _Noreturn void exec_manager(const struct manager *m, const char *program,
                                    const char *store_option, const char *const *arguments)
 {
-    const char *argv[ARGUMENTS_MAX] = {program, "--socket-path", m->socket, "--store",
-                                       store_option};
-    int n = 5;
+    const char *argv[ARGUMENTS_MAX] = {program, "--socket-path", m->socket};
+    int n = 3;
 
+    if (store_option) {
+        argv[n++] = "--store";
+        argv[n++] = store_option;
+    }
     for (; arguments && *arguments && n < ARGUMENTS_MAX - 1; arguments++) {
         argv[n++] = *arguments;
     }
@@ -95,6 +100,52 @@ void manager_start(struct manager *m, const char *variable, const char *const *a
     manager_prepare(m);
     snprintf(store_option, sizeof(store_option), "file:%s", m->store);
     manager_start_again(m, variable, store_option, arguments);
+}
+
+/* Copies text with the folders in place of their names in braces. */
+static void expand(const struct manager *m, const char *text, char *out, size_t size)
+{
+    const struct {
+        const char *name;
+        const char *value;
+    } words[] = {{"{store}", m->store}, {"{second}", m->second}, {"{dir}", m->dir}};
+    size_t n = 0;
+
+    while (*text && n + 1 < size) {
+        size_t i = 0;
+        while (i < 3 && strncmp(text, words[i].name, strlen(words[i].name)) != 0) {
+            i++;
+        }
+        if (i == 3) {
+            out[n++] = *text++;
+        } else {
+            n += (size_t)snprintf(out + n, size - n, "%s", words[i].value);
+            text += strlen(words[i].name);
+        }
+    }
+    assert_true(n < size);
+    out[n] = '\0';
+}
+
+void manager_start_tiers(struct manager *m, const char *variable,
+                         const char *const *tiers, const char *const *arguments)
+{
+    enum { TIERS = 8, TIER_LENGTH = 512 };
+    char expanded[TIERS][TIER_LENGTH];
+    const char *all[ARGUMENTS_MAX] = {0};
+    int n = 0;
+
+    manager_prepare(m);
+    for (int i = 0; tiers[i]; i++) {
+        assert_true(i < TIERS);
+        expand(m, tiers[i], expanded[i], TIER_LENGTH);
+        all[n++] = "--tier";
+        all[n++] = expanded[i];
+    }
+    for (; *arguments && n < ARGUMENTS_MAX - 1; arguments++) {
+        all[n++] = *arguments;
+    }
+    manager_start_again(m, variable, NULL, all);
 }
 
 static bool ended(pid_t pid, int *status, int timeout_ms)
@@ -177,6 +228,7 @@ void manager_remove(struct manager *m)
         sleep_ms(5);
     }
     remove_files(m->store);
+    remove_files(m->second);
     remove_files(m->dir);
 }
 

@@ -15,6 +15,7 @@ struct manager {
     char dir[128];
     char socket[160];
     char store[160];
+    char second[160]; /* another directory for a store */
     char log[160];
 };
 
@@ -24,6 +25,13 @@ struct manager {
  * arguments, NULL-terminated; waits until it answers.  Fails the test.
  */
 void manager_start(struct manager *m, const char *variable, const char *const *arguments);
+
+/*
+ * The same with these tiers in place of the store, NULL-terminated.  {store}, {second} and
+ * {dir} in them stand for the folders.
+ */
+void manager_start_tiers(struct manager *m, const char *variable,
+                         const char *const *tiers, const char *const *arguments);
 
 /* As above on a folder that exists already (after manager_kill). */
 void manager_start_again(struct manager *m, const char *variable,

@@ -233,7 +233,8 @@ static int control_open(const char *path, const char *vm_name, struct peer_msg *
     return peer_open(path, UFFDMM_ROLE_CONTROL, vm_name, reply);
 }
 
-int control_stats(const char *path, const char *vm_name, struct uffdmm_stats *stats)
+/* Maps the statistics of a VM; 0 or a negative errno. */
+static int map_stats(const char *path, const char *vm_name, void **map, uint64_t *size)
 {
     struct peer_msg reply;
     struct uffdmm_query_reply query;
@@ -247,18 +248,43 @@ int control_stats(const char *path, const char *vm_name, struct uffdmm_stats *st
         memcpy(&query, reply.payload, sizeof(query));
         ret = -EPROTO;
         if (reply.nr_fds == 1 && reply.header.length == sizeof(query) &&
-            query.stats_size >= sizeof(*stats)) {
-            void *map =
-                mmap(NULL, query.stats_size, PROT_READ, MAP_SHARED, reply.fds[0], 0);
-            ret = map == MAP_FAILED ? -errno : 0;
-            if (ret == 0) {
-                memcpy(stats, map, sizeof(*stats));
-                munmap(map, query.stats_size);
-            }
+            query.stats_size >= (1 + UFFDMM_TIERS_MAX) * 4096UL) {
+            *size = query.stats_size;
+            *map = mmap(NULL, *size, PROT_READ, MAP_SHARED, reply.fds[0], 0);
+            ret = *map == MAP_FAILED ? -errno : 0;
         }
     }
     peer_close_fds(&reply);
     close(sock);
+    return ret;
+}
+
+int control_tier_stats(const char *path, const char *vm_name, struct peer_stats *stats)
+{
+    void *map;
+    uint64_t size;
+
+    int ret = map_stats(path, vm_name, &map, &size);
+    if (ret < 0) {
+        return ret;
+    }
+    memcpy(&stats->vm, map, sizeof(stats->vm));
+    for (size_t i = 0; i < UFFDMM_TIERS_MAX; i++) {
+        memcpy(&stats->tiers[i], (const char *)map + (1 + i) * 4096,
+               sizeof(stats->tiers[i]));
+    }
+    munmap(map, size);
+    return 0;
+}
+
+int control_stats(const char *path, const char *vm_name, struct uffdmm_stats *stats)
+{
+    struct peer_stats all;
+
+    int ret = control_tier_stats(path, vm_name, &all);
+    if (ret == 0) {
+        *stats = all.vm;
+    }
     return ret;
 }
 

@@ -63,6 +63,12 @@ int peer_open(const char *path, enum uffdmm_role role, const char *vm_name,
  * sentence of a refusal is in err when that is not NULL.
  */
 int control_stats(const char *path, const char *vm_name, struct uffdmm_stats *stats);
+/* The same with what each tier counts. */
+struct peer_stats {
+    struct uffdmm_stats vm;
+    struct uffdmm_tier_stats tiers[UFFDMM_TIERS_MAX];
+};
+int control_tier_stats(const char *path, const char *vm_name, struct peer_stats *stats);
 int control_set_policy(const char *path, const char *vm_name,
                        struct uffdmm_policy *policy, char err[UFFDMM_TEXT_MAX]);
 /* The number of VMs, at most max of them in entries. */

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -96,7 +97,8 @@ int standin_create(struct standin *s, const char *socket, const char *vm_name,
     if (ret < 0) {
         return refused(s, ret, &reply, "REGION_CREATE");
     }
-    if (reply.nr_fds != 3 || reply.header.length != sizeof(created)) {
+    if (reply.nr_fds < 3 || reply.nr_fds > 3 + UFFDMM_TIERS_MAX ||
+        reply.header.length != sizeof(created)) {
         peer_close_fds(&reply);
         return complain(s, -EPROTO, "REGION_CREATE reply");
     }
@@ -104,6 +106,10 @@ int standin_create(struct standin *s, const char *socket, const char *vm_name,
     s->memfd = reply.fds[0];
     s->table_fd = reply.fds[1];
     s->stats_fd = reply.fds[2];
+    while (s->nr_arenas + 3 < reply.nr_fds) {
+        s->arenas[s->nr_arenas] = reply.fds[3 + s->nr_arenas];
+        s->nr_arenas++;
+    }
     s->id = created.region_id;
     s->table_size = created.table_size;
     return map_shared_pages(s);
@@ -292,6 +298,9 @@ void standin_close(struct standin *s)
             close(fds[i]);
         }
     }
+    for (uint32_t i = 0; i < s->nr_arenas; i++) {
+        close(s->arenas[i]);
+    }
     for (uint32_t i = 0; i < s->nr_shards; i++) {
         if (s->uffds[i] >= 0) {
             close(s->uffds[i]);
@@ -310,27 +319,38 @@ int standin_detach(struct standin *s)
     return ret;
 }
 
-/* True when the entry changed. */
-static bool mark_discarded(_Atomic uint64_t *entry)
+/*
+ * The rule of protocol.h.  True when the page became DISCARDED.  A page that is being
+ * put in place is waited for, for as long as it takes.
+ */
+static bool mark_discarded(const struct standin *s, _Atomic uint64_t *entry)
 {
     const uint64_t gen_mask = (uint64_t)UFFDMM_ENTRY_GEN_MASK << UFFDMM_ENTRY_GEN_SHIFT;
     uint64_t old = atomic_load(entry);
-    uint64_t new;
+    uint64_t new, state;
 
     do {
-        uint64_t state = old & UFFDMM_ENTRY_STATE_MASK;
-        if (state == UFFDMM_PAGE_UNTRACKED || state == UFFDMM_PAGE_EMPTY ||
-            state == UFFDMM_PAGE_DISCARDED) {
+        while ((old & UFFDMM_ENTRY_INSTALL) && !s->impatient) {
+            sched_yield();
+            old = atomic_load(entry);
+        }
+        state = old & UFFDMM_ENTRY_STATE_MASK;
+        if (state == UFFDMM_PAGE_UNTRACKED || state == UFFDMM_PAGE_DISCARDED) {
             return false;
         }
-        uint64_t gen = (old & gen_mask) + (1ULL << UFFDMM_ENTRY_GEN_SHIFT);
-        new = old & ~(gen_mask | UFFDMM_ENTRY_STATE_MASK | UFFDMM_ENTRY_MAYHOLE);
-        new |= (gen & gen_mask) | UFFDMM_PAGE_DISCARDED;
-        if (state == UFFDMM_PAGE_FILLING) {
-            new |= UFFDMM_ENTRY_BUSY;
+        if (state == UFFDMM_PAGE_EMPTY) {
+            new = old | UFFDMM_ENTRY_MAYHOLE;
+        } else {
+            uint64_t gen = (old & gen_mask) + (1ULL << UFFDMM_ENTRY_GEN_SHIFT);
+            new = old & ~(gen_mask | UFFDMM_ENTRY_STATE_MASK | UFFDMM_ENTRY_MAYHOLE |
+                          UFFDMM_ENTRY_INSTALL);
+            new |= (gen & gen_mask) | UFFDMM_PAGE_DISCARDED;
+            if (state == UFFDMM_PAGE_FILLING) {
+                new |= UFFDMM_ENTRY_BUSY;
+            }
         }
     } while (!atomic_compare_exchange_weak(entry, &old, new));
-    return true;
+    return state != UFFDMM_PAGE_EMPTY;
 }
 
 int standin_discard(struct standin *s, uint64_t first_pfn, uint64_t nr_pages)
@@ -345,7 +365,7 @@ int standin_discard(struct standin *s, uint64_t first_pfn, uint64_t nr_pages)
     uint64_t changed = 0;
 
     for (uint64_t i = 0; i < nr_pages; i++) {
-        changed += mark_discarded(&s->entries[first_pfn + i]);
+        changed += mark_discarded(s, &s->entries[first_pfn + i]);
     }
     __atomic_fetch_add(&s->table->discards, changed, __ATOMIC_SEQ_CST);
     int ret = punch_hole(s->memfd, range.offset, range.length);
@@ -361,6 +381,12 @@ int standin_discard(struct standin *s, uint64_t first_pfn, uint64_t nr_pages)
 unsigned standin_page_state(const struct standin *s, uint64_t pfn)
 {
     return (unsigned)(atomic_load(&s->entries[pfn]) & UFFDMM_ENTRY_STATE_MASK);
+}
+
+unsigned standin_page_tier(const struct standin *s, uint64_t pfn)
+{
+    return (unsigned)(atomic_load(&s->entries[pfn]) >> UFFDMM_ENTRY_TIER_SHIFT) &
+           UFFDMM_ENTRY_TIER_MASK;
 }
 
 uint64_t standin_count(const struct standin *s, unsigned state)

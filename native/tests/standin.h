@@ -23,6 +23,8 @@ struct standin {
     int stats_fd;
     int pagemap_fd;
     int uffds[UFFDMM_SHARDS_MAX];
+    int arenas[UFFDMM_TIERS_MAX]; /* memory in which tiers keep pages */
+    uint32_t nr_arenas;
     uint32_t nr_shards;
     uint32_t id;
     uint8_t *base;
@@ -41,6 +43,7 @@ struct standin {
     struct peer_msg reply;
     _Atomic int link_lost;
     _Atomic uint64_t zaps;
+    bool impatient; /* discards do not wait for INSTALL: the control of that rule */
     char error[UFFDMM_TEXT_MAX + 64];
 };
 
@@ -68,8 +71,9 @@ int standin_discard(struct standin *s, uint64_t first_pfn, uint64_t nr_pages);
 int standin_request(struct standin *s, uint32_t type, const void *payload,
                     uint32_t length);
 
-/* State of a page in the table, enum uffdmm_page_state. */
+/* State of a page in the table, enum uffdmm_page_state; its tier. */
 unsigned standin_page_state(const struct standin *s, uint64_t pfn);
+unsigned standin_page_tier(const struct standin *s, uint64_t pfn);
 /* Number of pages in a state. */
 uint64_t standin_count(const struct standin *s, unsigned state);
 

@@ -103,8 +103,10 @@ static void a_good_line_gives_all_values(void **state)
     assert_int_equal(PARSE(&o, socket_opt, store, limit, readahead, spin, uid, tracking),
                      OPTIONS_RUN);
     assert_string_equal(o.socket_path, "/run/x.sock");
-    assert_string_equal(o.store_dir, "/var/lib/x");
-    assert_int_equal(o.store_bytes, 2ULL << 30);
+    assert_int_equal(o.nr_tiers, 1);
+    assert_int_equal(o.tiers[0].type, UFFDMM_TIER_FILE);
+    assert_string_equal(o.tiers[0].paths[0], "/var/lib/x");
+    assert_int_equal(o.tiers[0].capacity, 2ULL << 30);
     assert_int_equal(o.limit_percent, 50);
     assert_int_equal(o.limit_bytes, 0);
     assert_int_equal(o.readahead_pages, 16);
@@ -131,6 +133,11 @@ static void bad_values_are_usage_errors(void **state)
         "--store=file:",
         "--store=file:/x,size=",
         "--store=file:/x,sise=1G",
+        "--tier=pool",
+        "--tier=file=pool", /* --store has a tier of this name */
+        "--tier=pool=pool,codex=lz4",
+        "--vm=web,disk.capacity=1G", /* no such tier */
+        "--demote-after=30",         /* of what? */
         "surplus",
     };
     struct options o;
@@ -143,6 +150,26 @@ static void bad_values_are_usage_errors(void **state)
             fail_msg("'%s' was accepted", bad[i]);
         }
     }
+}
+
+static void tiers_keep_their_order_and_vms_their_own_settings(void **state)
+{
+    struct options o;
+    char pool[] = "--tier=ram=pool,codec=zstd,capacity=1G";
+    char disk[] = "--tier=disk=file,path=/var/lib/a,path=/var/lib/b";
+    char vm[] = "--vm=web,limit=3G,ram.capacity=2G";
+    char demote[] = "--demote-after=90s";
+    (void)state;
+
+    assert_int_equal(PARSE(&o, socket_opt, pool, disk, vm, demote), OPTIONS_RUN);
+    assert_int_equal(o.nr_tiers, 2);
+    assert_string_equal(o.tiers[0].name, "ram");
+    assert_int_equal(o.tiers[0].codec, TIER_CODEC_ZSTD);
+    assert_string_equal(o.tiers[1].name, "disk");
+    assert_int_equal(o.tiers[1].nr_paths, 2);
+    assert_int_equal(o.nr_vms, 1);
+    assert_int_equal(o.vms[0].limit_bytes, 3ULL << 30);
+    assert_int_equal(o.demote_after_ns, 90ULL * 1000000000);
 }
 
 static void socket_and_store_are_needed(void **state)
@@ -178,6 +205,7 @@ int main(void)
         cmocka_unit_test(what_is_no_size_is_refused),
         cmocka_unit_test(a_good_line_gives_all_values),
         cmocka_unit_test(bad_values_are_usage_errors),
+        cmocka_unit_test(tiers_keep_their_order_and_vms_their_own_settings),
         cmocka_unit_test(socket_and_store_are_needed),
         cmocka_unit_test(information_exits_well),
     };

@@ -117,6 +117,58 @@ static void lowered_maximum_holds_at_once(void **state)
     assert_true(hit);
 }
 
+/* Short runs at far places: @run pages each, then the next place. */
+static uint64_t pages_of_short_runs(struct readahead *ra, uint32_t run, int runs)
+{
+    uint64_t pages = 0;
+    bool hit;
+
+    for (int i = 0; i < runs; i++) {
+        uint64_t first = (uint64_t)(i + 1) << 20;
+
+        for (uint64_t pfn = first; pfn < first + run;) {
+            uint32_t window = fault(ra, pfn, &hit);
+
+            pages += window;
+            pfn += window;
+        }
+    }
+    return pages;
+}
+
+static void windows_that_nobody_finishes_are_counted_and_shrink(void **state)
+{
+    struct readahead ra;
+    uint64_t before, after;
+    (void)state;
+
+    readahead_init(&ra);
+    /* windows of 1, 2, 4 .. 32: the last one begins inside the run and is hardly used */
+    before = pages_of_short_runs(&ra, 33, READAHEAD_STREAMS);
+    assert_int_equal(ra.wasted, 0);
+    after = pages_of_short_runs(&ra, 33, READAHEAD_STREAMS);
+    assert_true(ra.wasted >= 15 * READAHEAD_STREAMS);
+    assert_true(after < before);
+}
+
+static void windows_grow_again_when_they_are_used(void **state)
+{
+    struct readahead ra;
+    bool hit;
+    uint64_t pfn = 1ULL << 30;
+    uint32_t window = 0;
+    (void)state;
+
+    readahead_init(&ra);
+    pages_of_short_runs(&ra, 9, 3 * READAHEAD_STREAMS);
+    assert_true(ra.cap < WINDOW);
+    for (int i = 0; i < 20; i++) {
+        window = fault(&ra, pfn, &hit);
+        pfn += window;
+    }
+    assert_int_equal(window, WINDOW);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -126,6 +178,8 @@ int main(void)
         cmocka_unit_test(window_cut_short_continues_where_it_stopped),
         cmocka_unit_test(maximum_of_one_switches_it_off),
         cmocka_unit_test(lowered_maximum_holds_at_once),
+        cmocka_unit_test(windows_that_nobody_finishes_are_counted_and_shrink),
+        cmocka_unit_test(windows_grow_again_when_they_are_used),
     };
 
     return cmocka_run_group_tests_name("readahead", tests, NULL, NULL);

@@ -95,7 +95,7 @@ static void store_smaller_than_what_the_limit_leaves_out_refuses_the_vm(void **s
     manager_prepare(&m);
     snprintf(option, sizeof(option), "file:%s,size=4M", m.store);
     manager_start_again(&m, "UFFDMM_MANAGER", option, limited);
-    expect_refused_start(&m, "size");
+    expect_refused_start(&m, "capacity");
     manager_stop(&m);
 }
 

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "hierarchy.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "clock.h"
+#include "demote.h"
+#include "evict.h"
+#include "log.h"
+#include "track.h"
+#include "vm.h"
+
+void vm_free_slot(struct vm *vm, uint64_t e)
+{
+    static uint64_t logged;
+    struct tier *t = vm_tier(vm, e);
+
+    if (!entry_slot(e) || !t || (e & UFFDMM_ENTRY_WRITING)) {
+        return;
+    }
+    if (!t->ops->free(t, entry_slot(e)) && log_ratelimit(&logged, NSEC_PER_SEC)) {
+        log_error(
+            "slot %llu of tier %s is named by the table but free: the table is damaged",
+            (unsigned long long)entry_slot(e), t->config->name);
+    }
+}
+
+static void close_tiers(struct vm *vm)
+{
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        if (vm->tiers[i]) {
+            vm->tiers[i]->ops->close(vm->tiers[i], false);
+            vm->tiers[i] = NULL;
+        }
+    }
+    vm->nr_tiers = 0;
+}
+
+void hierarchy_cancel(struct vm *vm)
+{
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        if (vm->tiers[i] && vm->tiers[i]->ops->cancel) {
+            vm->tiers[i]->ops->cancel(vm->tiers[i]);
+        }
+    }
+}
+
+void hierarchy_stop(struct vm *vm)
+{
+    evict_stop(vm);
+    demote_stop(vm);
+    track_stop(vm);
+}
+
+void hierarchy_close(struct vm *vm)
+{
+    hierarchy_stop(vm);
+    close_tiers(vm);
+    atomic_store(&vm->stop, false);
+}
+
+int hierarchy_open(struct vm *vm, uint64_t ram_bytes, char *err, size_t err_len)
+{
+    struct tier_vm tier_vm = {
+        .name = vm->name, .qemu_pid = vm->qemu_pid, .ram_bytes = ram_bytes};
+    unsigned waited = 0;
+    int ret = 0;
+
+    memcpy(tier_vm.uuid, vm->uuid, sizeof(tier_vm.uuid));
+    for (unsigned i = 1; i <= vm->options->nr_tiers && !ret; i++) {
+        ret = tier_open(&vm->tier[i], i, &vm->tier_configs[i], &tier_vm,
+                        stats_tier(vm->stats, i), err, err_len);
+        if (!ret) {
+            vm->tiers[i] = &vm->tier[i];
+            waited += !vm->tier[i].put_stores;
+        }
+    }
+    vm->tier[vm->options->nr_tiers].last = true;
+    vm->nr_tiers = vm->options->nr_tiers + 1;
+    vm->nr_waited = waited ? waited : 1;
+    stats_set(&vm->stats->nr_tiers, vm->nr_tiers);
+    if (!ret) {
+        ret = evict_start(vm);
+        ret = ret ? ret : demote_start(vm);
+        ret = ret ? ret : track_start(vm);
+        if (ret) {
+            snprintf(err, err_len, "cannot start the threads of a worker: %s",
+                     strerror(-ret));
+        }
+    }
+    if (ret) {
+        hierarchy_close(vm);
+    }
+    return ret;
+}
+
+void hierarchy_gauges(struct vm *vm)
+{
+    struct uffdmm_stats *st = vm->stats;
+    uint64_t pages = 0, used = 0, capacity = 0, reads = 0, read_bytes = 0, writes = 0,
+             write_bytes = 0, trim_bytes = 0, errors = 0;
+
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        struct tier *t = vm->tiers[i];
+        uint64_t stored, taken;
+
+        if (!t) {
+            continue;
+        }
+        tier_gauges(t);
+        stored = (uint64_t)atomic_load(&vm->stored[i]);
+        taken = tier_pages(t);
+        stats_set(&t->stats->stored_pages, stored);
+        stats_set(&t->stats->copy_pages, taken > stored ? taken - stored : 0);
+        stats_set(&t->stats->stored_bytes, taken * PAGE_SIZE_4K);
+        pages += stored;
+        used += taken;
+        capacity += stats_get(&t->stats->capacity_bytes);
+        reads += stats_get(&t->stats->reads);
+        read_bytes += stats_get(&t->stats->read_bytes);
+        writes += stats_get(&t->stats->writes);
+        write_bytes += stats_get(&t->stats->write_bytes);
+        trim_bytes += stats_get(&t->stats->trim_bytes);
+        errors += stats_get(&t->stats->errors);
+    }
+    stats_set(&st->stored_bytes, pages * PAGE_SIZE_4K);
+    stats_set(&st->zero_bytes, (uint64_t)atomic_load(&vm->stored[0]) * PAGE_SIZE_4K);
+    stats_set(&stats_tier(st, 0)->stored_pages, (uint64_t)atomic_load(&vm->stored[0]));
+    stats_set(&st->slots_used, used);
+    stats_set(&st->slots_total, capacity / PAGE_SIZE_4K);
+    stats_set(&st->store_reads, reads);
+    stats_set(&st->store_read_bytes, read_bytes);
+    stats_set(&st->store_writes, writes);
+    stats_set(&st->store_write_bytes, write_bytes);
+    stats_set(&st->store_trim_bytes, trim_bytes);
+    stats_set(&st->store_errors, errors);
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Switches of the manager that tests build for themselves (uffdmm-manager-hooks): they
+ * leave a protection out, so that its test is seen to fail without it, or widen the
+ * window of a race.  Environment variables; nothing of it is in an installed manager.
+ */
+#ifndef UFFDMM_TEST_HOOKS_H
+#define UFFDMM_TEST_HOOKS_H
+
+#include <stdbool.h>
+
+#ifdef UFFDMM_TEST_HOOKS
+
+#include <stdlib.h>
+#include <unistd.h>
+
+/* True when the switch is on. */
+static inline bool test_hook(const char *name)
+{
+    return getenv(name) != NULL;
+}
+
+/* Waits for as many microseconds as the variable says. */
+static inline void test_hook_delay(const char *name)
+{
+    const char *us = getenv(name);
+
+    if (us) {
+        usleep((useconds_t)strtoul(us, NULL, 10));
+    }
+}
+
+#else
+
+static inline bool test_hook(const char *name)
+{
+    (void)name;
+    return false;
+}
+
+static inline void test_hook_delay(const char *name)
+{
+    (void)name;
+}
+
+#endif
+#endif
