@@ -35,6 +35,16 @@ def stats_bytes(**values: Any) -> bytes:
     return struct_bytes("struct uffdmm_stats", defaults | values)
 
 
+def tier_bytes(**values: Any) -> bytes:
+    """The statistics of a tier with some fields set."""
+    return struct_bytes("struct uffdmm_tier_stats", values)
+
+
+def pages_of(stats: bytes, *tiers: bytes) -> bytes:
+    """The statistics of a VM and its tiers, a page each, as a worker lays them out."""
+    return b"".join(part.ljust(4096, b"\0") for part in (stats, *tiers))
+
+
 def memfd_of(content: bytes) -> int:
     fd = os.memfd_create("test", os.MFD_CLOEXEC)
     os.write(fd, content)
@@ -70,8 +80,16 @@ class FakeVm:
     page: bytes
     limit_bytes: int = 1 << 30
     readahead_pages: int = 64
+    demote_after_ms: int = 0
+    tier_bytes: list[int] = field(default_factory=lambda: [0] * lib.UFFDMM_TIERS_MAX)
     worker_pid: int = 11
     qemu_pid: int = 22
+
+    @property
+    def nr_tiers(self) -> int:
+        stats = ffi.from_buffer("struct uffdmm_stats *", self.page)
+        count: int = stats.nr_tiers
+        return count
 
 
 class FakeManager:
@@ -165,23 +183,38 @@ class FakeManager:
         elif msg_type == lib.UFFDMM_MSG_SET_POLICY:
             if self.refuse_policy:
                 return _refuse(good, *self.refuse_policy)
-            wanted = ffi.from_buffer("struct uffdmm_policy *", payload)
-            vm = self.vms[vm_name]
-            if wanted.fields & lib.UFFDMM_POLICY_LIMIT:
-                vm.limit_bytes = wanted.limit_bytes
-            if wanted.fields & lib.UFFDMM_POLICY_READAHEAD:
-                vm.readahead_pages = wanted.readahead_pages
-            good.payload = struct_bytes(
-                "struct uffdmm_policy",
-                {
-                    "fields": lib.UFFDMM_POLICY_LIMIT | lib.UFFDMM_POLICY_READAHEAD,
-                    "limit_bytes": vm.limit_bytes,
-                    "readahead_pages": vm.readahead_pages,
-                },
-            )
+            good.payload = self._set_policy(self.vms[vm_name], payload)
         else:
             return _refuse(good, 22, "unknown request")
         return good
+
+    @staticmethod
+    def _set_policy(vm: FakeVm, payload: bytes) -> bytes:
+        wanted = ffi.from_buffer("struct uffdmm_policy *", payload)
+        if wanted.fields & lib.UFFDMM_POLICY_LIMIT:
+            vm.limit_bytes = wanted.limit_bytes
+        if wanted.fields & lib.UFFDMM_POLICY_READAHEAD:
+            vm.readahead_pages = wanted.readahead_pages
+        if wanted.fields & lib.UFFDMM_POLICY_DEMOTE:
+            vm.demote_after_ms = wanted.demote_after_ms
+        if wanted.fields & lib.UFFDMM_POLICY_TIERS:
+            for index in range(lib.UFFDMM_TIERS_MAX):
+                if wanted.tier_mask >> index & 1:
+                    vm.tier_bytes[index] = wanted.tier_bytes[index]
+        return struct_bytes(
+            "struct uffdmm_policy",
+            {
+                "fields": lib.UFFDMM_POLICY_LIMIT
+                | lib.UFFDMM_POLICY_READAHEAD
+                | lib.UFFDMM_POLICY_TIERS
+                | lib.UFFDMM_POLICY_DEMOTE,
+                "limit_bytes": vm.limit_bytes,
+                "readahead_pages": vm.readahead_pages,
+                "demote_after_ms": vm.demote_after_ms,
+                "tier_mask": (1 << vm.nr_tiers) - 2,
+                "tier_bytes": vm.tier_bytes,
+            },
+        )
 
     def _send(self, sock: socket.socket, outgoing: Outgoing) -> bool:
         made = list(outgoing.fds)

@@ -19,9 +19,13 @@ from uffdmm import SelfTestError, hostfacts, selftest
 from uffdmm._native import lib
 from uffdmm.cli.app import main
 from uffdmm.cli.check_host import TestedHostReport
+from uffdmm.cli.tiers import TierReport
 from uffdmm.cli.vms import ListedVm, StatusReport
 
 Run = Any
+
+# What the fake says of its tiers, which no test changes by accident.
+TIERS = "  tier ram: no bound\n  tier ssd: no bound\n"
 
 
 @dataclasses.dataclass
@@ -126,6 +130,64 @@ def test_status_as_json(run: Run) -> None:
     assert 1.5 < document["fault_p50_us"] < 1.7
     assert 49 < document["fault_p99_us"] < 54
     assert [count for _, _, count in document["fault_hist"]] == [98, 2]
+    assert [tier["name"] for tier in document["tiers"]] == ["zero", "ram", "ssd"]
+    assert set(document["tiers"][1]) == set(TierReport.model_fields)
+
+
+def squeezed(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+TIER_ROWS = [
+    "zero zero ok - - 7 - 0 - - 0 - - 0",
+    "ram pool full 100 MiB 128 MiB 50000 2.50 10 278.5 us 294.6 us 5 1.6 ms 1.7 ms 0",
+    "ssd file ok 50.0 MiB - 12800 - 0 - - 0 - - 3",
+]
+LAST_ERROR = "ssd: cannot read 4096 bytes at 8192: input/output error (2023-11-1"
+
+
+def test_status_shows_the_tiers(run: Run) -> None:
+    lines = squeezed(run("status", "demo").out)
+    assert lines[-4:-1] == TIER_ROWS
+    assert lines[-1].startswith("last error of " + LAST_ERROR)
+
+
+def test_tiers(run: Run) -> None:
+    outcome = run("tiers")
+    assert outcome.code == 0
+    lines = squeezed(outcome.out)
+    assert lines[0] == (
+        "VM TIER TYPE STATE USED CAPACITY PAGES RATIO READS P50 P99 WRITES P50 P99 ERRORS"
+    )
+    assert lines[1:4] == ["demo " + row for row in TIER_ROWS]
+    assert lines[4].startswith("last error of demo: " + LAST_ERROR)
+    assert run("tiers", "demo").out == outcome.out
+
+
+def test_tiers_as_json(run: Run) -> None:
+    document = run("tiers", "--json").json
+    assert [vm["vm_name"] for vm in document["vms"]] == ["demo"]
+    zero, ram, ssd = document["vms"][0]["tiers"]
+    assert set(ram) == set(TierReport.model_fields)
+    assert (ram["type"], ram["state"], ram["ratio"]) == ("pool", "full", 2.5)
+    assert 262 < ram["read_p50_us"] < ram["read_p99_us"] < 295
+    assert zero["ratio"] is None
+    assert ssd["read_p50_us"] is None
+    assert ssd["last_error"].startswith("cannot read")
+    assert run("tiers", "demo", "--json").json == document
+
+
+def test_tiers_of_a_vm_that_does_not_answer(run: Run, fake: FakeManager) -> None:
+    fake.tamper = lambda reply: None if reply.request_type == lib.UFFDMM_MSG_QUERY else reply
+    assert run("tiers", "--json").json == {"vms": [{"vm_name": "demo", "tiers": None}]}
+    assert squeezed(run("tiers").out)[1] == "demo no answer"
+    assert run("tiers", "demo").code == 3
+
+
+def test_tiers_of_nothing(run: Run, fake: FakeManager) -> None:
+    fake.vms.clear()
+    assert run("tiers").out == f"the manager at '{fake.path}' serves no VM\n"
+    assert run("tiers", "demo").code == 4
 
 
 def test_status_without_faults(run: Run, fake: FakeManager) -> None:
@@ -169,14 +231,48 @@ def test_status_of_an_impossible_name(run: Run) -> None:
 
 def test_set_policy(run: Run, fake: FakeManager) -> None:
     outcome = run("set-policy", "demo", "--limit", "256M", "--readahead", "16")
-    assert (outcome.code, outcome.out) == (0, "demo: limit 256 MiB, read-ahead up to 16 pages\n")
+    assert (outcome.code, outcome.out) == (
+        0,
+        "demo: limit 256 MiB, read-ahead up to 16 pages, demotion never\n" + TIERS,
+    )
     assert fake.vms["demo"].limit_bytes == 256 << 20
     assert fake.vms["demo"].readahead_pages == 16
 
 
 def test_set_policy_as_json(run: Run) -> None:
     outcome = run("set-policy", "demo", "--readahead", "1", "--json")
-    assert outcome.json == {"limit_bytes": 1 << 30, "readahead_pages": 1, "vm_name": "demo"}
+    assert outcome.json == {
+        "limit_bytes": 1 << 30,
+        "readahead_pages": 1,
+        "demote_after_ms": 0,
+        "tier_bytes": {"ram": 0, "ssd": 0},
+        "vm_name": "demo",
+    }
+
+
+def test_set_policy_of_tiers(run: Run, fake: FakeManager) -> None:
+    outcome = run(
+        *("set-policy", "demo", "--demote-after", "90s"),
+        *("--tier", "ssd=4G", "--tier", "ram=64M"),
+    )
+    assert outcome.code == 0
+    assert outcome.out == (
+        "demo: limit 1.00 GiB, read-ahead up to 64 pages, demotion after 90s\n"
+        "  tier ram: 64.0 MiB\n  tier ssd: 4.00 GiB\n"
+    )
+    assert fake.vms["demo"].tier_bytes[1:3] == [64 << 20, 4 << 30]
+    assert fake.vms["demo"].demote_after_ms == 90_000
+    assert run("set-policy", "demo", "--tier", "ssd=none", "--demote-after", "never").code == 0
+    assert fake.vms["demo"].tier_bytes[2] == 0
+    assert fake.vms["demo"].demote_after_ms == 0
+
+
+def test_set_policy_of_an_unknown_tier(run: Run) -> None:
+    outcome = run("set-policy", "demo", "--tier", "hdd=1G")
+    assert outcome.code == 2
+    assert outcome.err == (
+        "uffdmm: the VM has no tier 'hdd' that could be bounded\n  remedy: it has ram, ssd\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,7 +290,7 @@ def test_set_policy_by_share_in_whole_pages(
 @pytest.mark.parametrize("limit", ["none", "0", "None"])
 def test_set_policy_lifts_the_limit(run: Run, fake: FakeManager, limit: str) -> None:
     outcome = run("set-policy", "demo", "--limit", limit)
-    assert outcome.out == "demo: limit none, read-ahead up to 64 pages\n"
+    assert outcome.out == "demo: limit none, read-ahead up to 64 pages, demotion never\n" + TIERS
     assert fake.vms["demo"].limit_bytes == 0
 
 
@@ -209,6 +305,13 @@ def test_set_policy_lifts_the_limit(run: Run, fake: FakeManager, limit: str) -> 
         ["set-policy", "demo", "--limit", "4095"],
         ["set-policy", "demo", "--readahead", "0"],
         ["set-policy", "demo", "--readahead", "x"],
+        ["set-policy", "demo", "--demote-after", "5"],
+        ["set-policy", "demo", "--demote-after", "10us"],
+        ["set-policy", "demo", "--tier", "ssd"],
+        ["set-policy", "demo", "--tier", "=1G"],
+        ["set-policy", "demo", "--tier", "ssd=lots"],
+        ["set-policy", "demo", "--tier", "ssd=0"],
+        ["set-policy", "demo", "--tier", "ssd=1G", "--tier", "ssd=2G"],
         ["set-policy", "--limit", "5M"],
         ["status"],
         ["no-such-command"],
@@ -268,7 +371,7 @@ def test_manager_of_another_version(run: Run, fake: FakeManager) -> None:
     fake.tamper = newer
     outcome = run("list")
     assert outcome.code == 6
-    assert "speaks protocol versions 4 to 5, this program 1 to 1" in outcome.err
+    assert "speaks protocol versions 4 to 5, this program 2 to 2" in outcome.err
     assert "remedy: install the manager and the Python package from the same release" in outcome.err
 
 

@@ -2,11 +2,20 @@
 """The client's requests and what it makes of good replies."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from fake_manager import FakeManager, FakeVm, Outgoing, stats_bytes, struct_bytes
-from uffdmm import Manager, NoSuchVmError, ProtocolError, VersionError, WorkerState
+from uffdmm import (
+    Manager,
+    NoSuchTierError,
+    NoSuchVmError,
+    ProtocolError,
+    TierState,
+    VersionError,
+    WorkerState,
+)
 from uffdmm._native import ffi, lib
 
 
@@ -101,11 +110,41 @@ def test_unknown_vm(manager: Manager) -> None:
     ],
 )
 def test_policy_changes_only_what_is_named(
-    manager: Manager, change: dict[str, int], limit: int, readahead: int
+    manager: Manager, change: dict[str, Any], limit: int, readahead: int
 ) -> None:
     with manager.open_vm("demo") as vm:
         policy = vm.set_policy(**change)
     assert (policy.limit_bytes, policy.readahead_pages) == (limit, readahead)
+
+
+def test_tiers(manager: Manager) -> None:
+    with manager.open_vm("demo") as vm:
+        tiers = vm.tiers()
+    assert [tier.name for tier in tiers] == ["zero", "ram", "ssd"]
+    assert tiers[1].state is TierState.FULL
+
+
+def test_policy_of_tiers_goes_by_name(fake: FakeManager, manager: Manager) -> None:
+    with manager.open_vm("demo") as vm:
+        policy = vm.set_policy(tier_bytes={"ssd": 1 << 30}, demote_after_ms=1500)
+    assert fake.vms["demo"].tier_bytes[2] == 1 << 30
+    assert fake.vms["demo"].demote_after_ms == 1500
+    assert policy.tier_bytes == {"ram": 0, "ssd": 1 << 30}
+    assert policy.demote_after_ms == 1500
+    assert policy.limit_bytes == 1 << 30
+
+
+@pytest.mark.parametrize("name", ["hdd", "zero"])
+def test_policy_of_an_unknown_tier_changes_nothing(
+    fake: FakeManager, manager: Manager, name: str
+) -> None:
+    with (
+        manager.open_vm("demo") as vm,
+        pytest.raises(NoSuchTierError, match=f"no tier '{name}'") as caught,
+    ):
+        vm.set_policy(limit_bytes=1 << 20, tier_bytes={name: 1})
+    assert caught.value.remedy == "it has ram, ssd"
+    assert lib.UFFDMM_MSG_SET_POLICY not in [kind for kind, _ in fake.requests]
 
 
 def test_policy_without_a_change(fake: FakeManager, manager: Manager) -> None:

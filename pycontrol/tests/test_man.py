@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,23 @@ from pydantic import BaseModel
 
 from uffdmm.cli.app import app
 from uffdmm.cli.check_host import TestedHostReport
+from uffdmm.cli.config import CommandLine, ConfigReport, ShownConfig
 from uffdmm.cli.exits import Exit
 from uffdmm.cli.policy import PolicyReport
+from uffdmm.cli.tiers import TierReport, TiersReport, VmTiers
 from uffdmm.cli.vms import ListedVm, ListReport, StatusReport
+from uffdmm.config import Config, Problem, examine, read_document
+from uffdmm.config.model import (
+    DelayTable,
+    ErrorTable,
+    FileTier,
+    ManagerTable,
+    NbdTier,
+    PoolTier,
+    TierTable,
+    VmTable,
+    VmTierTable,
+)
 from uffdmm.hostcheck import Check
 
 MAN = Path(__file__).parents[1] / "man"
@@ -38,7 +53,7 @@ def render(page: str) -> str:
     return re.sub(r".\x08", "", done.stdout)
 
 
-@pytest.mark.parametrize("page", ["uffdmm.1", "uffdmm-manager.8"])
+@pytest.mark.parametrize("page", ["uffdmm.1", "uffdmm.toml.5", "uffdmm-manager.8"])
 def test_no_warnings(page: str) -> None:
     assert "SEE ALSO" in render(page)
 
@@ -51,24 +66,93 @@ def test_a_broken_page_would_be_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [ListReport, ListedVm, StatusReport, PolicyReport, TestedHostReport, Check]
+    "model",
+    [
+        *(ListReport, ListedVm, StatusReport, PolicyReport, TestedHostReport, Check),
+        *(TiersReport, VmTiers, TierReport, ConfigReport, Problem, ShownConfig, CommandLine),
+    ],
 )
 def test_every_json_key_is_documented(model: type[BaseModel]) -> None:
     words = set(re.findall(r"\w+", render("uffdmm.1")))
     assert set(model.model_fields) - words == set()
 
 
-def test_every_status_key_has_its_description() -> None:
+@pytest.mark.parametrize("model", [StatusReport, TierReport, PolicyReport])
+def test_every_key_has_its_description(model: type[BaseModel]) -> None:
     text = " ".join(render("uffdmm.1").split())
-    for name, field in StatusReport.model_fields.items():
+    for name, field in model.model_fields.items():
         assert f"{name} {field.description}" in text
+
+
+# Sections of uffdmm.toml(5) and what they describe.
+TABLES = [
+    ("Top level", Config, ()),
+    ("[manager]", ManagerTable, ()),
+    ("[[tier]]", TierTable, ()),
+    ("[[tier]] of type pool", PoolTier, TierTable.model_fields),
+    ("[[tier]] of type file", FileTier, TierTable.model_fields),
+    ("[[tier]] of type nbd", NbdTier, TierTable.model_fields),
+    ("[tier.error]", ErrorTable, ()),
+    ("[tier.delay]", DelayTable, ()),
+    ("[vm.NAME]", VmTable, ()),
+    ("[vm.NAME.tier.TIER]", VmTierTable, ()),
+]
+
+
+@pytest.mark.parametrize(("section", "model", "elsewhere"), TABLES)
+def test_every_key_of_the_file_has_its_description(
+    section: str, model: type[BaseModel], elsewhere: Collection[str]
+) -> None:
+    page = render("uffdmm.toml.5").split("\nTABLES")[1].split("\nFILES")[0]
+    sections = {part.partition("\n")[0].strip(): part for part in re.split(r"\n   (?=\S)", page)}
+    assert set(sections) - {""} == {name for name, _, _ in TABLES}
+    words = " ".join(sections[section].split())
+    described = [
+        f"{field.alias} {field.description}"
+        for name, field in model.model_fields.items()
+        if name not in elsewhere and name != "type"
+    ]
+    places = [words.find(text) for text in described]
+    assert -1 not in places, described[places.index(-1)]
+    assert places == sorted(places)
+    # Nothing else is described there.
+    keys = re.findall(r"^ {7}([a-z-]+)(?= |$)", sections[section], re.MULTILINE)
+    known = {field.alias for field in model.model_fields.values()} | {"type"}
+    assert set(keys) <= known | {"table", "the"}
+
+
+def test_the_example_of_the_page_is_valid(tmp_path: Path) -> None:
+    examples = render("uffdmm.toml.5").split("EXAMPLES")[1].split("SEE ALSO")[0]
+    for index, part in enumerate(re.split(r"^ {7}\S.*:$", examples, flags=re.MULTILINE)[1:]):
+        file = tmp_path / f"{index}.toml"
+        file.write_text(part)
+        assert examine(read_document(file)).require().tier
+
+
+def test_every_key_of_the_options_is_documented() -> None:
+    text = render("uffdmm-manager.8")
+    for model in (PoolTier, FileTier, NbdTier):
+        for field in model.model_fields.values():
+            if field.alias not in {"name", "type", "error", "delay"}:
+                assert f"{field.alias}=" in text
+    for prefix, faults in (("error", ErrorTable), ("delay", DelayTable)):
+        for field in faults.model_fields.values():
+            assert f"{prefix}-{field.alias}=" in text
+    for field in VmTable.model_fields.values():
+        assert field.alias is not None
+        assert field.alias in text
 
 
 def test_every_command_and_option_is_documented() -> None:
     text = render("uffdmm.1")
     group = typer.main.get_command(app)
-    commands = group.commands  # type: ignore[attr-defined]
-    assert set(commands) == {"list", "status", "set-policy", "check-host"}
+    commands = dict(group.commands)  # type: ignore[attr-defined]
+    assert set(commands) == {
+        *("list", "status", "tiers", "set-policy", "check-host", "manager", "config")
+    }
+    group_of_config = commands.pop("config").commands
+    assert set(group_of_config) == {"check", "show", "command"}
+    commands |= {f"config {name}": command for name, command in group_of_config.items()}
     for name, command in commands.items():
         assert f"uffdmm {name}" in text
         for parameter in command.params:

@@ -14,7 +14,15 @@ from typing import Any
 
 import pytest
 
-from uffdmm import ConnectError, Manager, ManagerError, NoSuchVmError, WorkerState, hostfacts
+from uffdmm import (
+    ConnectError,
+    Manager,
+    ManagerError,
+    NoSuchVmError,
+    TierType,
+    WorkerState,
+    hostfacts,
+)
 from uffdmm.cli.app import main
 
 pytestmark = pytest.mark.manager
@@ -53,7 +61,8 @@ def socket_path(program: Path, tmp_path: Path) -> Iterator[Path]:
     folder.chmod(0o755)
     path = folder / "manager.sock"
     command = [
-        *(str(program), "--socket-path", str(path), "--store", f"file:{store}"),
+        *(str(program), "--socket-path", str(path)),
+        *("--tier", "ram=pool,capacity=4M", "--tier", f"disk=file,path={store}"),
         *("--limit", str(LIMIT), "--no-tracking"),
     ]
     with (tmp_path / "manager.log").open("w") as log:
@@ -161,6 +170,37 @@ def _resident_and_stored(stats: Any) -> int:
     return total
 
 
+def test_tiers_add_up(socket_path: Path, vmm: Vmm) -> None:
+    with Manager(socket_path).open_vm("demo") as vm:
+        zero, ram, disk = vm.tiers()
+        assert [tier.name for tier in (zero, ram, disk)] == ["zero", "ram", "disk"]
+        assert [tier.type for tier in (zero, ram, disk)] == [
+            *(TierType.ZERO, TierType.POOL, TierType.FILE)
+        ]
+        eventually(
+            lambda: (
+                sum(tier.stored_pages for tier in vm.tiers()) * 4096
+                == vm.statistics().stored_bytes + vm.statistics().zero_bytes
+            ),
+            "the pages of the tiers are those of the VM",
+        )
+        ram, disk = vm.tiers()[1:]
+        # Every page was out at least once, and the pool holds a part of them only.
+        assert ram.writes > 0
+        assert ram.used_bytes <= ram.capacity_bytes == 4 * MIB
+        assert disk.writes > 0
+        assert disk.read_hist.total == disk.reads
+        assert ram.errors == disk.errors == ram.checksum_errors == disk.checksum_errors == 0
+
+
+def test_policy_of_tiers(socket_path: Path, vmm: Vmm) -> None:
+    with Manager(socket_path).open_vm("demo") as vm:
+        policy = vm.set_policy(tier_bytes={"disk": 16 * MIB}, demote_after_ms=60_000)
+        assert policy.tier_bytes == {"ram": 4 * MIB, "disk": 16 * MIB}
+        assert (policy.demote_after_ms, vm.statistics().demote_after_ms) == (60_000, 60_000)
+        assert vm.set_policy(tier_bytes={"disk": 0}).tier_bytes["disk"] == 0
+
+
 def test_heartbeat_beats_while_idle(socket_path: Path, vmm: Vmm) -> None:
     with Manager(socket_path).open_vm("demo") as vm:
         before = vm.statistics().heartbeat_ns
@@ -187,7 +227,7 @@ def test_lower_limit_takes_effect(socket_path: Path, vmm: Vmm) -> None:
     ],
 )
 def test_refused_policy_changes_nothing(
-    socket_path: Path, vmm: Vmm, change: dict[str, int], words: str
+    socket_path: Path, vmm: Vmm, change: dict[str, Any], words: str
 ) -> None:
     with Manager(socket_path).open_vm("demo") as vm:
         before = vm.statistics()

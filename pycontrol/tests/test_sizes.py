@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uffdmm import SizeError
-from uffdmm.sizes import format_size, is_share, parse_size, parse_size_or_share
+from uffdmm.sizes import exact_size, format_size, is_share, parse_size, parse_size_or_share
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,14 @@ def test_sizes_for_people_are_half_a_percent_off_at_most(size: int) -> None:
     shown = format_size(size)
     read = parse_size(shown.replace("PiB", "TiB")) * (1024 if "PiB" in shown else 1)
     assert abs(read - size) <= size * 0.006
+
+
+@given(st.integers(min_value=0, max_value=(1 << 63) - 1))
+def test_exact_sizes_are_read_back(size: int) -> None:
+    assert parse_size(exact_size(size)) == size
+
+
+def test_exact_sizes_have_the_largest_unit() -> None:
+    assert [exact_size(size) for size in (0, 1, 1536, 1 << 30, 3 << 29)] == [
+        *("0", "1", "1536", "1G", "1536M")
+    ]

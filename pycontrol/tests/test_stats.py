@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fake_manager import memfd_of, stats_bytes
-from uffdmm import Histogram, Stats
+from fake_manager import memfd_of, pages_of, stats_bytes, tier_bytes
+from uffdmm import Histogram, ProtocolError, Stats, TierState, TierStats, TierType
 from uffdmm._native import ffi, lib
-from uffdmm.stats import StatsPage, bucket_bounds
+from uffdmm.stats import StatsPages, bucket_bounds
 
 BUCKETS = lib.UFFDMM_HIST_BUCKETS
 
@@ -107,7 +107,7 @@ def test_every_field_is_read_from_its_own_place() -> None:
     plain = [name for name in Stats.model_fields if name not in {"vm_name", "state", "fault_hist"}]
     values = {name: 1000 + index for index, name in enumerate(plain)}
     page = stats_bytes(**values, vm_name=b"x", fault_hist=list(range(BUCKETS)))
-    mapped = StatsPage(memfd_of(page), len(page))
+    mapped = StatsPages(memfd_of(page), len(page))
     snapshot = mapped.snapshot()
     mapped.close()
     assert {name: getattr(snapshot, name) for name in plain} == values
@@ -118,24 +118,102 @@ def test_a_snapshot_follows_the_page() -> None:
     page = stats_bytes(faults=1)
     fd = memfd_of(page)
     writer = os.dup(fd)
-    mapped = StatsPage(fd, len(page))
+    mapped = StatsPages(fd, len(page))
     os.pwrite(writer, stats_bytes(faults=2), 0)
     assert mapped.snapshot().faults == 2
     mapped.close()
     os.close(writer)
 
 
+def test_the_tier_model_has_exactly_the_fields_of_the_structure() -> None:
+    names = [name for name, _ in ffi.typeof("struct uffdmm_tier_stats").fields]
+    assert set(names) == set(TierStats.model_fields)
+
+
+def test_every_field_of_a_tier_is_read_from_its_own_place() -> None:
+    other = {"name", "type", "state", "last_error", "read_hist", "write_hist"}
+    plain = [name for name in TierStats.model_fields if name not in other]
+    pages = []
+    for tier in range(lib.UFFDMM_TIERS_MAX):
+        values = {name: 100 * tier + index for index, name in enumerate(plain)}
+        pages.append(
+            tier_bytes(
+                **values,
+                name=f"tier{tier}".encode(),
+                type=tier % 4,
+                state=tier % 5,
+                last_error=b"no",
+                read_hist=list(range(tier, BUCKETS + tier)),
+                write_hist=list(range(BUCKETS)),
+            )
+        )
+    page = pages_of(stats_bytes(nr_tiers=lib.UFFDMM_TIERS_MAX), *pages)
+    mapped = StatsPages(memfd_of(page), len(page))
+    snapshots = mapped.tiers()
+    mapped.close()
+    assert len(snapshots) == lib.UFFDMM_TIERS_MAX
+    for tier, snapshot in enumerate(snapshots):
+        assert [getattr(snapshot, name) for name in plain] == [
+            100 * tier + index for index in range(len(plain))
+        ]
+        assert (snapshot.name, snapshot.last_error) == (f"tier{tier}", "no")
+        assert snapshot.type is list(TierType)[tier % 4]
+        assert snapshot.state is list(TierState)[tier % 5]
+        assert snapshot.read_hist.counts == tuple(range(tier, BUCKETS + tier))
+        assert snapshot.write_hist.counts == tuple(range(BUCKETS))
+
+
+def test_no_tiers_before_the_worker_has_opened_them() -> None:
+    page = stats_bytes()
+    mapped = StatsPages(memfd_of(page), len(page))
+    assert mapped.tiers() == []
+    mapped.close()
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        (pages_of(stats_bytes(nr_tiers=2), tier_bytes()), "2 tiers, its statistics hold 1"),
+        (pages_of(stats_bytes(nr_tiers=1 << 63), tier_bytes()), "its statistics hold 1"),
+        (stats_bytes(nr_tiers=1), "its statistics hold 0"),
+        (
+            pages_of(stats_bytes(nr_tiers=9), *[tier_bytes()] * 9),
+            "9 tiers, its statistics hold 8",
+        ),
+        (pages_of(stats_bytes(nr_tiers=1), tier_bytes(type=9)), "unknown type 9"),
+        (pages_of(stats_bytes(nr_tiers=1), tier_bytes(state=77)), "state 77"),
+    ],
+)
+def test_bad_tiers(page: bytes, words: str) -> None:
+    mapped = StatsPages(memfd_of(page), len(page))
+    with pytest.raises(ProtocolError, match=words):
+        mapped.tiers()
+    mapped.close()
+
+
+def test_compression_is_of_pools_alone() -> None:
+    tiers = [
+        tier_bytes(type=lib.UFFDMM_TIER_POOL, used_bytes=100, stored_bytes=250),
+        tier_bytes(type=lib.UFFDMM_TIER_POOL),
+        tier_bytes(type=lib.UFFDMM_TIER_FILE, used_bytes=100, stored_bytes=100),
+    ]
+    page = pages_of(stats_bytes(nr_tiers=3), *tiers)
+    mapped = StatsPages(memfd_of(page), len(page))
+    assert [tier.compression for tier in mapped.tiers()] == [2.5, None, None]
+    mapped.close()
+
+
 def test_heartbeat_age() -> None:
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     page = stats_bytes(heartbeat_ns=now - 2_000_000_000)
-    mapped = StatsPage(memfd_of(page), len(page))
+    mapped = StatsPages(memfd_of(page), len(page))
     assert 2.0 <= mapped.snapshot().heartbeat_age < 4.0
     mapped.close()
 
 
 def test_json_of_a_snapshot() -> None:
     page = stats_bytes(vm_name=b"x", fault_hist=[5] + [0] * (BUCKETS - 1))
-    mapped = StatsPage(memfd_of(page), len(page))
+    mapped = StatsPages(memfd_of(page), len(page))
     document = json.loads(mapped.snapshot().model_dump_json())
     mapped.close()
     assert document["state"] == "running"

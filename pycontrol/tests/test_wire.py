@@ -25,12 +25,12 @@ from uffdmm.wire import Connection
     ("change", "error", "words"),
     [
         ({"magic": 0x12345678}, ProtocolError, "does not speak the uffdmm protocol"),
-        ({"version": 9, "min_version": 8}, VersionError, "versions 8 to 9, this program 1 to 1"),
+        ({"version": 9, "min_version": 8}, VersionError, "versions 8 to 9, this program 2 to 2"),
         ({"version": 0, "min_version": 0}, VersionError, "versions 0 to 0"),
         ({"length": lib.UFFDMM_PAYLOAD_MAX + 1}, ProtocolError, "16385 bytes of payload"),
         ({"length": 0xFFFFFFFF}, ProtocolError, "4294967295 bytes of payload"),
         ({"length": 3}, ProtocolError, "sent 3 bytes where struct uffdmm_hello_reply has"),
-        ({"nr_fds": lib.UFFDMM_FDS_MAX + 1}, ProtocolError, "announced 13 descriptors"),
+        ({"nr_fds": lib.UFFDMM_FDS_MAX + 1}, ProtocolError, "announced 17 descriptors"),
         ({"nr_fds": 1}, ProtocolError, "announced 1 descriptors and sent 0"),
         ({"type": lib.UFFDMM_MSG_HELLO}, ProtocolError, "of type 0x1$"),
         ({"type": lib.UFFDMM_MSG_LIST | lib.UFFDMM_MSG_REPLY}, ProtocolError, "of type 0x8009"),
@@ -132,17 +132,17 @@ def test_too_many_descriptors_are_closed(fake: FakeManager, manager: Manager, co
         manager.list_vms()
 
 
-@pytest.mark.parametrize("count", [13, 40])
+@pytest.mark.parametrize("count", [17, 40])
 def test_more_descriptors_than_a_message_may_carry(
     fake: FakeManager, manager: Manager, count: int
 ) -> None:
     def flood(reply: Outgoing) -> Outgoing:
-        reply.header["nr_fds"] = 12
+        reply.header["nr_fds"] = 16
         reply.fds = [memfd_of(b"x") for _ in range(count)]
         return reply
 
     fake.tamper = flood
-    with pytest.raises(ProtocolError, match="sent more than 12 descriptors"):
+    with pytest.raises(ProtocolError, match="sent more than 16 descriptors"):
         manager.list_vms()
 
 

@@ -27,8 +27,10 @@ module          concern
 =============== ========================================================================
 ``wire``        messages and descriptors over the socket
 ``client``      the manager and its VMs as objects
-``stats``       the statistics page: typed snapshots, histograms
+``stats``       the statistics pages: typed snapshots, histograms
 ``sizes``       ``512M`` to bytes and back
+``durations``   ``30s`` to nanoseconds and back
+``config``      ``uffdmm.toml``: the model, reading it, the manager's command line from it
 ``hostfacts``   what this host offers, as found by the C probes and in /proc
 ``hostcheck``   what those findings mean: PASS, WARN, FAIL and the remedy
 ``selftest``    the eviction race on this host's kernel
@@ -40,6 +42,8 @@ Errors are one tree; catch the widest that you can handle::
 
     UffdmmError
      +-- SizeError            a size that cannot be understood
+     +-- DurationError        a time that cannot be understood
+     +-- ConfigError          a configuration that cannot be used
      +-- VmNameError          a VM name that the wire format cannot carry
      +-- ConnectError         the manager cannot be reached
      |    +-- LinkLostError   it closed the connection or did not answer in time
@@ -47,6 +51,7 @@ Errors are one tree; catch the widest that you can handle::
      |    +-- VersionError    no common version of the protocol
      +-- ManagerError         the manager answered with an error
      |    +-- NoSuchVmError   it serves no VM of that name
+     +-- NoSuchTierError      the VM has no tier of that name
      +-- SelfTestError        the self-test could not run on this host
 """
 
@@ -54,9 +59,12 @@ from importlib.metadata import version
 
 from .client import Manager, Policy, VirtualMachine, VmEntry
 from .errors import (
+    ConfigError,
     ConnectError,
+    DurationError,
     LinkLostError,
     ManagerError,
+    NoSuchTierError,
     NoSuchVmError,
     ProtocolError,
     SelfTestError,
@@ -65,22 +73,28 @@ from .errors import (
     VersionError,
     VmNameError,
 )
-from .stats import Histogram, Stats, WorkerState
+from .stats import Histogram, Stats, TierState, TierStats, TierType, WorkerState
 
 __version__ = version("uffdmm")
 
 __all__ = [
+    "ConfigError",
     "ConnectError",
+    "DurationError",
     "Histogram",
     "LinkLostError",
     "Manager",
     "ManagerError",
+    "NoSuchTierError",
     "NoSuchVmError",
     "Policy",
     "ProtocolError",
     "SelfTestError",
     "SizeError",
     "Stats",
+    "TierState",
+    "TierStats",
+    "TierType",
     "UffdmmError",
     "VersionError",
     "VirtualMachine",

@@ -8,6 +8,7 @@ one VM and is closed after use.
 
 import errno
 import os
+from collections.abc import Mapping
 from importlib.metadata import version
 from types import TracebackType
 from typing import Self
@@ -16,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from . import wire
 from ._native import ffi, lib
-from .errors import ManagerError, NoSuchVmError, ProtocolError
-from .stats import Stats, StatsPage
+from .errors import ManagerError, NoSuchTierError, NoSuchVmError, ProtocolError
+from .stats import Stats, StatsPages, TierStats
 
 DEFAULT_SOCKET = "/run/uffdmm/manager.sock"
 DEFAULT_TIMEOUT = 5.0
@@ -44,6 +45,12 @@ class Policy(BaseModel):
 
     limit_bytes: int = Field(description="limit on resident guest memory of the VM, 0 is none")
     readahead_pages: int = Field(description="largest read-ahead window, 1 is off")
+    demote_after_ms: int = Field(
+        description="a page unused for this long moves one tier down, milliseconds, 0 is never"
+    )
+    tier_bytes: dict[str, int] = Field(
+        description="most that the VM may store in each tier, by name of the tier; 0 is no bound"
+    )
 
 
 class Manager:
@@ -126,7 +133,7 @@ class VirtualMachine:
     def __init__(self, vm_name: str, connection: wire.Connection) -> None:
         self.vm_name = vm_name
         self._connection = connection
-        self._page: StatsPage | None = None
+        self._pages: StatsPages | None = None
 
     def statistics(self) -> Stats:
         """A snapshot of the statistics.
@@ -134,45 +141,82 @@ class VirtualMachine:
         The first one asks the worker for its page; those after it only read memory, so they
         succeed even when the worker is busy, stopped or gone (look at the heartbeat then).
         """
-        if self._page is None:
+        return self._mapped().snapshot()
+
+    def tiers(self) -> list[TierStats]:
+        """A snapshot of the statistics of its tiers, in their order; the zero tier is first."""
+        return self._mapped().tiers()
+
+    def _mapped(self) -> StatsPages:
+        if self._pages is None:
             with self._connection.call(lib.UFFDMM_MSG_QUERY, b"", nr_fds=1) as reply:
                 answer = wire.unpack("struct uffdmm_query_reply", reply.payload)
-                self._page = StatsPage(reply.take_fd(), answer.stats_size)
-        return self._page.snapshot()
+                self._pages = StatsPages(reply.take_fd(), answer.stats_size)
+        return self._pages
 
     def set_policy(
-        self, *, limit_bytes: int | None = None, readahead_pages: int | None = None
+        self,
+        *,
+        limit_bytes: int | None = None,
+        readahead_pages: int | None = None,
+        demote_after_ms: int | None = None,
+        tier_bytes: Mapping[str, int] | None = None,
     ) -> Policy:
         """Change what is given; return all that is in force afterwards.
 
         :param limit_bytes: resident guest memory of the whole VM; 0 lifts the limit
         :param readahead_pages: largest read-ahead window, 1 (off) to 64
+        :param demote_after_ms: a page unused for this long moves one tier down; 0: never
+        :param tier_bytes: most that this VM may store in a tier, by the tier's name; 0: no bound
+        :raise NoSuchTierError: the VM has no such tier; nothing was changed
         :raise ManagerError: the worker refuses a value; nothing was changed
         """
-        if limit_bytes is None and readahead_pages is None:
-            raise ValueError("nothing to set: name a limit, a read-ahead window or both")
+        tier_bytes = tier_bytes or {}
+        numbers = (limit_bytes, readahead_pages, demote_after_ms)
+        if all(number is None for number in numbers) and not tier_bytes:
+            raise ValueError(
+                "nothing to set: name a limit, a read-ahead window, a time or a tier's bound"
+            )
+        names = [tier.name for tier in self.tiers()]
+        mask, bounds = _tier_bounds(names, tier_bytes)
         fields = 0
         if limit_bytes is not None:
             fields |= lib.UFFDMM_POLICY_LIMIT
         if readahead_pages is not None:
             fields |= lib.UFFDMM_POLICY_READAHEAD
+        if demote_after_ms is not None:
+            fields |= lib.UFFDMM_POLICY_DEMOTE
+        if mask:
+            fields |= lib.UFFDMM_POLICY_TIERS
         request = ffi.new(
             "struct uffdmm_policy *",
             {
                 "fields": fields,
                 "readahead_pages": readahead_pages or 0,
                 "limit_bytes": limit_bytes or 0,
+                "tier_mask": mask,
+                "tier_bytes": bounds,
+                "demote_after_ms": demote_after_ms or 0,
             },
         )
         with self._connection.call(lib.UFFDMM_MSG_SET_POLICY, wire.pack(request)) as reply:
             answer = wire.unpack("struct uffdmm_policy", reply.payload)
-        return Policy(limit_bytes=answer.limit_bytes, readahead_pages=answer.readahead_pages)
+        return Policy(
+            limit_bytes=answer.limit_bytes,
+            readahead_pages=answer.readahead_pages,
+            demote_after_ms=answer.demote_after_ms,
+            tier_bytes={
+                name: answer.tier_bytes[index]
+                for index, name in enumerate(names)
+                if answer.tier_mask >> index & 1
+            },
+        )
 
     def close(self) -> None:
         """Give back connection and mapping; closing twice is allowed."""
-        if self._page is not None:
-            self._page.close()
-            self._page = None
+        if self._pages is not None:
+            self._pages.close()
+            self._pages = None
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -185,6 +229,22 @@ class VirtualMachine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _tier_bounds(names: list[str], tier_bytes: Mapping[str, int]) -> tuple[int, list[int]]:
+    """The bit mask and the array of a policy request."""
+    mask, bounds = 0, [0] * lib.UFFDMM_TIERS_MAX
+    # The zero tier, the first one, stores nothing that could be bounded.
+    known = names[1:]
+    for name, size in tier_bytes.items():
+        if name not in known:
+            raise NoSuchTierError(
+                f"the VM has no tier '{name}' that could be bounded",
+                f"it has {', '.join(known)}" if known else None,
+            )
+        mask |= 1 << names.index(name)
+        bounds[names.index(name)] = size
+    return mask, bounds
 
 
 def _split_list(payload: bytes) -> list[VmEntry]:

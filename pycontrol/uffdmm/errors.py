@@ -6,6 +6,7 @@ where there is one, is kept apart so that a program can show or ignore it.
 """
 
 import os
+from collections.abc import Sequence
 
 
 class UffdmmError(Exception):
@@ -23,6 +24,23 @@ class UffdmmError(Exception):
 
 class SizeError(UffdmmError, ValueError):
     """A size that cannot be understood."""
+
+
+class DurationError(UffdmmError, ValueError):
+    """A time that cannot be understood."""
+
+
+class ConfigError(UffdmmError):
+    """A configuration that cannot be used.
+
+    :param problems: each a sentence that names file, key and value, with its remedy or None
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, str | None]]) -> None:
+        first, remedy = problems[0]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(first + more, remedy)
+        self.problems = tuple(problems)
 
 
 class VmNameError(UffdmmError, ValueError):
@@ -59,6 +77,10 @@ class ManagerError(UffdmmError):
 
 class NoSuchVmError(ManagerError):
     """The manager serves no VM of that name."""
+
+
+class NoSuchTierError(UffdmmError):
+    """The VM has no tier of that name."""
 
 
 class SelfTestError(UffdmmError):

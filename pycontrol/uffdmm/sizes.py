@@ -60,6 +60,14 @@ def is_share(text: str) -> bool:
     return text.strip().endswith("%")
 
 
+def exact_size(size: int) -> str:
+    """The size in the largest unit that leaves a whole number; the manager reads it, too."""
+    for unit in ("T", "G", "M", "K"):
+        if size and size % (1 << _UNITS[unit.lower()]) == 0:
+            return f"{size >> _UNITS[unit.lower()]}{unit}"
+    return str(size)
+
+
 def format_size(size: int) -> str:
     """A size for people: three significant digits and a binary unit."""
     if size < 1024:

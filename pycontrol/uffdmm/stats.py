@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The statistics of a VM: a page that its worker writes and everybody else reads.
+"""The statistics of a VM: pages that its worker writes and everybody else reads.
 
-:class:`StatsPage` maps the page, :class:`Stats` is one snapshot of it, :class:`Histogram` turns the
-log-linear buckets into percentiles.  The worker never waits for a reader: single words are whole,
-two words need not belong to the same instant.
+The first page is about the VM, those behind it about its tiers.  :class:`StatsPages` maps them,
+:class:`Stats` and :class:`TierStats` are snapshots, :class:`Histogram` turns the log-linear buckets
+into percentiles.  The worker never waits for a reader: single words are whole, two words need not
+belong to the same instant.
 """
 
 import mmap
@@ -21,6 +22,9 @@ from .errors import ProtocolError, VersionError
 from .wire import text_of
 
 _STRUCT = "struct uffdmm_stats"
+_TIER_STRUCT = "struct uffdmm_tier_stats"
+# The page of tier i is number 1 + i, whatever the page size of this host.
+_PAGE = 4096
 _SUB_BUCKETS = 1 << lib.UFFDMM_HIST_SUB_BITS
 
 
@@ -38,6 +42,42 @@ _STATES = {
     lib.UFFDMM_WORKER_RUNNING: WorkerState.RUNNING,
     lib.UFFDMM_WORKER_STORE_FULL: WorkerState.STORE_FULL,
     lib.UFFDMM_WORKER_STORE_ERROR: WorkerState.STORE_ERROR,
+}
+
+
+class TierType(Enum):
+    """What a tier is."""
+
+    ZERO = "zero"
+    POOL = "pool"
+    FILE = "file"
+    NBD = "nbd"
+
+
+_TYPES = {
+    lib.UFFDMM_TIER_ZERO: TierType.ZERO,
+    lib.UFFDMM_TIER_POOL: TierType.POOL,
+    lib.UFFDMM_TIER_FILE: TierType.FILE,
+    lib.UFFDMM_TIER_NBD: TierType.NBD,
+}
+
+
+class TierState(Enum):
+    """How a tier is."""
+
+    OK = "ok"
+    FULL = "full"
+    SLOW = "slow"
+    ERROR = "error"
+    AWAY = "away"
+
+
+_TIER_STATES = {
+    lib.UFFDMM_TIER_OK: TierState.OK,
+    lib.UFFDMM_TIER_FULL: TierState.FULL,
+    lib.UFFDMM_TIER_SLOW: TierState.SLOW,
+    lib.UFFDMM_TIER_ERROR: TierState.ERROR,
+    lib.UFFDMM_TIER_AWAY: TierState.AWAY,
 }
 
 
@@ -158,6 +198,15 @@ class Stats(BaseModel):
     store_errors: int = Field(description="requests to stores that failed")
     checksum_errors: int = Field(description="stored pages that did not match their checksum")
     lost_pages: int = Field(description="pages whose content cannot be had")
+    nr_tiers: int = Field(description="tiers of the VM, the zero tier among them")
+    demote_after_ms: int = Field(
+        description="a page unused for this long moves one tier down, milliseconds, 0 is never"
+    )
+    arena_bytes: int = Field(description="memory of the tiers that keep pages in memory")
+    readahead_wasted: int = Field(description="pages brought in beside a fault and not used")
+    demoted: int = Field(description="pages moved to a later tier")
+    demote_cancelled: int = Field(description="of those begun: used or discarded meanwhile")
+    passed_on: int = Field(description="pages that a tier did not take and the next one did")
     fault_hist: _HistogramField = Field(
         description="fault times as [from_ns, to_ns, count], buckets in use only"
     )
@@ -168,12 +217,61 @@ class Stats(BaseModel):
         return max(0.0, (time.clock_gettime_ns(time.CLOCK_MONOTONIC) - self.heartbeat_ns) / 1e9)
 
 
-class StatsPage:
+class TierStats(BaseModel):
+    """One snapshot of the statistics of a tier of a VM.
+
+    The fields are those of ``struct uffdmm_tier_stats``; counters only grow while the worker lives.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: str = Field(description="name of the tier, as configured")
+    type: TierType = Field(description="zero, pool, file or nbd")
+    shared: int = Field(description="1 when other hosts can read it")
+    state: TierState = Field(
+        description="ok; full, slow or error: the next tier takes new pages; away: its server is"
+        " gone and the pages in it wait"
+    )
+    capacity_bytes: int = Field(description="room for this VM, 0 is as much as there is")
+    used_bytes: int = Field(description="of that in use, copies of pages in memory included")
+    stored_pages: int = Field(description="guest pages that are here only")
+    copy_pages: int = Field(description="guest pages that are in memory and have a copy here")
+    stored_bytes: int = Field(description="size of both before compression")
+    reads: int = Field(description="read requests")
+    read_bytes: int = Field(description="bytes of the read requests")
+    writes: int = Field(description="write requests")
+    write_bytes: int = Field(description="bytes of the write requests")
+    trim_bytes: int = Field(description="bytes given back to the store")
+    errors: int = Field(description="requests that failed")
+    checksum_errors: int = Field(description="pages that were not what had been stored")
+    refused: int = Field(description="pages not taken, because full or not compressible")
+    compactions: int = Field(description="pages moved inside the tier")
+    reconnects: int = Field(description="connections to the server made anew")
+    last_error_ns: int = Field(
+        description="CLOCK_REALTIME of the last error, nanoseconds, 0 is none"
+    )
+    last_error: str = Field(description="sentence of the last error")
+    read_hist: _HistogramField = Field(
+        description="times of read requests as [from_ns, to_ns, count], buckets in use only"
+    )
+    write_hist: _HistogramField = Field(
+        description="times of write requests as [from_ns, to_ns, count], buckets in use only"
+    )
+
+    @property
+    def compression(self) -> float | None:
+        """How many bytes of guest memory one byte of a pool holds; None for other tiers."""
+        if self.type is not TierType.POOL or not self.used_bytes:
+            return None
+        return self.stored_bytes / self.used_bytes
+
+
+class StatsPages:
     """A read-only mapping of the statistics memfd of one VM.
 
     :param fd: the memfd; closed in any case, the mapping outlives it
     :param size: bytes to map, as the manager announced
-    :raise ProtocolError: the memfd is not a statistics page
+    :raise ProtocolError: the memfd does not hold statistics
     """
 
     def __init__(self, fd: int, size: int) -> None:
@@ -193,6 +291,7 @@ class StatsPage:
         finally:
             os.close(fd)
         self._page = ffi.from_buffer(f"{_STRUCT} *", self._map)
+        self._tiers_max = min(lib.UFFDMM_TIERS_MAX, max(0, size // _PAGE - 1))
         try:
             self._check()
         except ProtocolError:
@@ -229,11 +328,56 @@ class StatsPage:
             fault_hist=Histogram(tuple(ffi.unpack(page.fault_hist, lib.UFFDMM_HIST_BUCKETS))),
         )
 
+    def tiers(self) -> list[TierStats]:
+        """The statistics of the tiers of this moment, in their order.
+
+        :raise ProtocolError: more tiers than pages, or a tier that this program does not know
+        """
+        count = self._page.nr_tiers
+        if count > self._tiers_max:
+            raise ProtocolError(
+                f"the worker reports {count} tiers, its statistics hold {self._tiers_max}"
+            )
+        return [self._tier(index) for index in range(count)]
+
+    def _tier(self, index: int) -> TierStats:
+        start = (1 + index) * _PAGE
+        # The page of statistics pins the mapping; this view lives no longer than the call.
+        with memoryview(self._map)[start : start + ffi.sizeof(_TIER_STRUCT)] as view:
+            page = ffi.from_buffer(f"{_TIER_STRUCT} *", view)
+            try:
+                kind, state = page.type, page.state
+                if kind not in _TYPES or state not in _TIER_STATES:
+                    raise ProtocolError(
+                        f"the worker reports tier {index} with the unknown type {kind}"
+                        f" or state {state}"
+                    )
+                return TierStats(
+                    **{name: getattr(page, name) for name in _PLAIN_TIER_FIELDS},
+                    name=text_of(page.name),
+                    type=_TYPES[kind],
+                    state=_TIER_STATES[state],
+                    last_error=text_of(page.last_error),
+                    **{
+                        name: Histogram(tuple(ffi.unpack(counts, lib.UFFDMM_HIST_BUCKETS)))
+                        for name, counts in (
+                            ("read_hist", page.read_hist),
+                            ("write_hist", page.write_hist),
+                        )
+                    },
+                )
+            finally:
+                ffi.release(page)
+
     def close(self) -> None:
-        """Unmap the page; closing twice is allowed."""
+        """Unmap the pages; closing twice is allowed."""
         if not self._map.closed:
             ffi.release(self._page)
             self._map.close()
 
 
+_PLAIN_TIER_FIELDS = sorted(
+    TierStats.model_fields.keys()
+    - {"name", "type", "state", "last_error", "read_hist", "write_hist"}
+)
 _PLAIN_FIELDS = sorted(Stats.model_fields.keys() - {"vm_name", "state", "fault_hist"})

@@ -11,9 +11,12 @@ from .. import __version__
 from ..client import DEFAULT_SOCKET, DEFAULT_TIMEOUT, Manager
 from ..errors import UffdmmError
 from .check_host import check_host
+from .config import config_app
 from .exits import Exit, exit_code
+from .manager import MANAGER_CONTEXT, run_manager
 from .output import print_error
 from .policy import set_policy
+from .tiers import tiers
 from .vms import list_vms, status
 
 app = typer.Typer(
@@ -26,7 +29,10 @@ app = typer.Typer(
 app.command("list")(list_vms)
 app.command("status")(status)
 app.command("set-policy")(set_policy)
+app.command("tiers")(tiers)
 app.command("check-host")(check_host)
+app.command("manager", context_settings=MANAGER_CONTEXT)(run_manager)
+app.add_typer(config_app, name="config")
 
 
 def _print_version(wanted: bool) -> None:

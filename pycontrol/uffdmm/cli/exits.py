@@ -5,7 +5,9 @@ from enum import IntEnum
 
 from ..errors import (
     ConnectError,
+    DurationError,
     ManagerError,
+    NoSuchTierError,
     NoSuchVmError,
     ProtocolError,
     SizeError,
@@ -29,6 +31,8 @@ class Exit(IntEnum):
 # The first that fits: subclasses stand before their base.
 _BY_ERROR: tuple[tuple[type[UffdmmError], Exit], ...] = (
     (SizeError, Exit.USAGE),
+    (DurationError, Exit.USAGE),
+    (NoSuchTierError, Exit.USAGE),
     (VmNameError, Exit.USAGE),
     (ConnectError, Exit.UNREACHABLE),
     (ProtocolError, Exit.PROTOCOL),

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import UffdmmError
+from ..errors import ConfigError, UffdmmError
 from ..sizes import format_size
 
 JsonOption = Annotated[
@@ -38,10 +38,12 @@ def print_json(report: BaseModel) -> None:
 
 
 def print_error(error: UffdmmError) -> None:
-    """The sentence, and below it the remedy."""
-    print(f"uffdmm: {error.message}", file=sys.stderr)
-    if error.remedy:
-        print(f"  remedy: {error.remedy}", file=sys.stderr)
+    """The sentence, and below it the remedy; of a configuration each one."""
+    told = error.problems if isinstance(error, ConfigError) else ((error.message, error.remedy),)
+    for message, remedy in told:
+        print(f"uffdmm: {message}", file=sys.stderr)
+        if remedy:
+            print(f"  remedy: {remedy}", file=sys.stderr)
 
 
 def plain_table(*headings: str) -> Table:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``uffdmm set-policy``: change the limit and the read-ahead window of one VM."""
+"""``uffdmm set-policy``: change limit, read-ahead, demotion and tier bounds of one VM."""
 
 from typing import Annotated
 
@@ -7,8 +7,9 @@ import typer
 from pydantic import Field
 
 from ..client import Manager, Policy
+from ..durations import exact_duration, parse_demote_after
 from ..errors import SizeError
-from ..sizes import is_share, parse_size_or_share
+from ..sizes import format_size, is_share, parse_size, parse_size_or_share
 from .output import JsonOption, limit_or_dash, print_json
 
 _PAGE = 4096
@@ -40,26 +41,79 @@ def set_policy(
             show_default=False,
         ),
     ] = None,
+    demote_after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME|never",
+            help="Move a page that was not used for this time one tier down: 30s, 10m, or never.",
+            show_default=False,
+        ),
+    ] = None,
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SIZE|none",
+            help="Most that the VM may store in this tier. May be given for several tiers.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Change the policy of one VM; what is not named stays as it is."""
-    if limit is None and readahead is None:
-        raise typer.BadParameter("nothing to set: give --limit, --readahead or both")
-    # A size that makes no sense is a usage error even when no manager runs.
+    if all(given is None for given in (limit, readahead, demote_after)) and not tier:
+        raise typer.BadParameter(
+            "nothing to set: give --limit, --readahead, --demote-after or --tier"
+        )
+    # A value that makes no sense is a usage error even when no manager runs.
+    demote_ms = None if demote_after is None else parse_demote_after(demote_after) // 1_000_000
+    tier_bytes = _tier_bounds(tier or [])
     limit_bytes = None if limit is None or is_share(limit) else _whole_pages(limit)
     manager: Manager = context.obj
     with manager.open_vm(vm) as opened:
         if limit is not None and limit_bytes is None:
             limit_bytes = _whole_pages(limit, opened.statistics().ram_bytes)
-        policy = opened.set_policy(limit_bytes=limit_bytes, readahead_pages=readahead)
+        policy = opened.set_policy(
+            limit_bytes=limit_bytes,
+            readahead_pages=readahead,
+            demote_after_ms=demote_ms,
+            tier_bytes=tier_bytes,
+        )
     report = PolicyReport(vm_name=vm, **policy.model_dump())
     if json:
         print_json(report)
     else:
-        print(
-            f"{report.vm_name}: limit {limit_or_dash(report.limit_bytes)},"
-            f" read-ahead up to {report.readahead_pages} pages"
-        )
+        _print_policy(report)
+
+
+def _print_policy(report: PolicyReport) -> None:
+    demotion = (
+        f"after {exact_duration(report.demote_after_ms * 1_000_000)}"
+        if report.demote_after_ms
+        else "never"
+    )
+    print(
+        f"{report.vm_name}: limit {limit_or_dash(report.limit_bytes)},"
+        f" read-ahead up to {report.readahead_pages} pages, demotion {demotion}"
+    )
+    for name, size in report.tier_bytes.items():
+        print(f"  tier {name}: {format_size(size) if size else 'no bound'}")
+
+
+def _tier_bounds(texts: list[str]) -> dict[str, int]:
+    """Bytes by tier of ``NAME=SIZE`` and ``NAME=none``."""
+    bounds: dict[str, int] = {}
+    for text in texts:
+        name, equals, size = text.partition("=")
+        if not name or not equals or name in bounds:
+            raise typer.BadParameter(
+                f"--tier '{text}' is not NAME=SIZE, once for each tier, for example ssd=4G"
+            )
+        none = size.strip().lower() == "none"
+        bounds[name] = 0 if none else parse_size(size)
+        # On the wire 0 stands for no bound, which nobody means by it.
+        if not bounds[name] and not none:
+            raise SizeError(f"tier '{name}' cannot be bounded to nothing", "name a size, or none")
+    return bounds
 
 
 def _whole_pages(limit: str, ram_bytes: int = 0) -> int:

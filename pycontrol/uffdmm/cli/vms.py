@@ -7,9 +7,10 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..client import Manager, VmEntry
+from ..durations import exact_duration
 from ..errors import ConnectError, ManagerError
 from ..sizes import format_size
-from ..stats import Stats, WorkerState
+from ..stats import Stats, TierStats, WorkerState
 from .output import (
     JsonOption,
     console,
@@ -19,6 +20,7 @@ from .output import (
     size_or_dash,
     time_or_dash,
 )
+from .tiers import TierReport, last_errors, make_tier, tier_row, tier_table
 
 # A worker writes its heartbeat many times a second.
 _SILENT = 5.0
@@ -49,6 +51,7 @@ class StatusReport(Stats):
     fault_mean_us: float | None = Field(description="mean fault time, microseconds, or null")
     fault_p50_us: float | None = Field(description="median fault time, microseconds, or null")
     fault_p99_us: float | None = Field(description="99 % of faults are no longer, or null")
+    tiers: list[TierReport] = Field(description="its tiers in their order, as below 'tiers'")
 
 
 def list_vms(context: typer.Context, json: JsonOption = False) -> None:
@@ -84,16 +87,15 @@ def status(
     """Show what one VM uses, how its faults fare and what its stores hold."""
     manager: Manager = context.obj
     with manager.open_vm(vm) as opened:
-        stats = opened.statistics()
-    report = make_status(stats)
+        report = make_status(opened.statistics(), opened.tiers())
     if json:
         print_json(report)
     else:
         _print_status(report)
 
 
-def make_status(stats: Stats) -> StatusReport:
-    """Add what follows from a snapshot."""
+def make_status(stats: Stats, tiers: list[TierStats]) -> StatusReport:
+    """Add what follows from a snapshot, and the tiers."""
     hist = stats.fault_hist
     return StatusReport(
         **{name: getattr(stats, name) for name in Stats.model_fields},
@@ -101,6 +103,7 @@ def make_status(stats: Stats) -> StatusReport:
         fault_mean_us=round(stats.fault_ns / hist.total / 1e3, 2) if hist.total else None,
         fault_p50_us=_microseconds(hist.percentile(0.5)),
         fault_p99_us=_microseconds(hist.percentile(0.99)),
+        tiers=[make_tier(tier) for tier in tiers],
     )
 
 
@@ -155,6 +158,7 @@ def _print_status(report: StatusReport) -> None:
         (
             "manager",
             f"{format_size(report.table_bytes)} of tables,"
+            f" {format_size(report.arena_bytes)} of compressed pages,"
             f" {format_size(report.worker_rss_bytes)} resident",
         ),
         ("", ""),
@@ -170,12 +174,22 @@ def _print_status(report: StatusReport) -> None:
         ),
         (
             "read-ahead",
-            f"{report.readahead_in} pages beside a fault, window up to {report.readahead_pages}",
+            f"{report.readahead_in} pages beside a fault, {report.readahead_wasted} not used,"
+            f" window up to {report.readahead_pages}",
         ),
         (
             "evicted",
             f"{report.evicted} pages: {report.evicted_clean} unchanged,"
             f" {report.evicted_zero} same-filled, {report.evicted_cancelled} taken back",
+        ),
+        (
+            "demoted",
+            f"{report.demoted} pages"
+            + (
+                f", unused for {exact_duration(report.demote_after_ms * 1_000_000)}"
+                if report.demote_after_ms
+                else ", demotion is off"
+            ),
         ),
         ("discarded", f"{report.discarded} pages"),
         ("tracking", "on" if report.age_tracking else "off"),
@@ -197,6 +211,14 @@ def _print_status(report: StatusReport) -> None:
     out = console()
     for label, value in rows:
         out.print(f"{label:<14}{value}" if label else "", soft_wrap=True)
+    if report.tiers:
+        table = tier_table()
+        for tier in report.tiers:
+            table.add_row(*tier_row(tier))
+        out.print("")
+        out.print(table)
+        for line in last_errors(report.tiers):
+            out.print(f"last error of {line}", soft_wrap=True)
 
 
 def _show_us(microseconds: float | None) -> str:

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What may stand in ``uffdmm.toml``: the one place where keys, types and descriptions are given.
+
+uffdmm.toml(5) is compared with the descriptions here by a test.  Keys have dashes in the file and
+underscores here.  A field that was not given is None, and the manager's own default holds.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Tag
+
+from .values import (
+    DemoteAfter,
+    Duration,
+    ErrnoName,
+    Limit,
+    NbdUri,
+    Paths,
+    Rate,
+    Readahead,
+    Size,
+    SocketPath,
+    SpinMax,
+    TierName,
+    TriggerPath,
+    UserId,
+    VmName,
+)
+
+
+class Table(BaseModel):
+    """A TOML table: unknown keys are errors, and text is no number."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        alias_generator=lambda name: name.replace("_", "-"),
+    )
+
+
+class ManagerTable(Table):
+    """``[manager]``: the manager as a whole, and what holds for each VM."""
+
+    socket: SocketPath | None = Field(
+        default=None,
+        description="path of the socket to listen on; /run/uffdmm/manager.sock by default",
+    )
+    limit: Limit | None = Field(
+        default=None,
+        description="limit on the resident memory of each VM: a size, a percentage of its RAM, or"
+        ' "none", the default',
+    )
+    readahead: Readahead | None = Field(
+        default=None,
+        description="largest read-ahead window in pages, 1 (off) to 64, the default",
+    )
+    demote_after: DemoteAfter | None = Field(
+        default=None,
+        description="a page that was not used for this time moves one tier down; never by default",
+    )
+    allow_uids: Annotated[list[UserId], Field(max_length=16)] | None = Field(
+        default=None,
+        description="numbers of the users whose QEMU is accepted, besides root and the manager's"
+        " own user; at most 16",
+    )
+    log_level: Literal["error", "warn", "info", "debug"] | None = Field(
+        default=None, description="error, warn, info (the default) or debug"
+    )
+    spin_max: SpinMax | None = Field(
+        default=None,
+        description="longest busy wait for the next fault, at most 10ms; 50us by default",
+    )
+    tracking: bool | None = Field(
+        default=None,
+        description="false evicts in order of arrival, without access history; true by default",
+    )
+
+
+class ErrorTable(Table):
+    """``error`` of a tier: requests that fail on purpose."""
+
+    rate: Rate = Field(description="share of the requests that fail, 0 to 1")
+    errno: ErrnoName | None = Field(default=None, description="what they fail with; EIO by default")
+    ops: Literal["read", "write", "both"] | None = Field(
+        default=None, description="which requests: read, write or both, the default"
+    )
+    trigger: TriggerPath | None = Field(
+        default=None, description="only while this file exists; always by default"
+    )
+
+
+class DelayTable(Table):
+    """``delay`` of a tier: requests that take longer on purpose."""
+
+    read: Duration | None = Field(default=None, description="time that is added to each read")
+    write: Duration | None = Field(default=None, description="time that is added to each write")
+    shape: Literal["fixed", "uniform", "exponential"] | None = Field(
+        default=None,
+        description="fixed (the default), uniform from 0 to twice the time, or exponential with the"
+        " time as mean",
+    )
+    trigger: TriggerPath | None = Field(
+        default=None, description="only while this file exists; always by default"
+    )
+
+
+class TierTable(Table):
+    """What every ``[[tier]]`` has."""
+
+    name: TierName = Field(
+        description="name of the tier, by which commands and other tables call it"
+    )
+    capacity: Size | None = Field(
+        default=None,
+        description="most that each VM may store here; what its RAM needs by default",
+    )
+    error: ErrorTable | None = Field(
+        default=None, description="table: let requests fail, for tests of what depends on it"
+    )
+    delay: DelayTable | None = Field(
+        default=None, description="table: let requests take longer, for tests"
+    )
+
+
+class PoolTier(TierTable):
+    """Compressed pages in memory."""
+
+    type: Literal["pool"] = Field(description="pool")
+    codec: Literal["lz4", "zstd"] | None = Field(
+        default=None, description="lz4 (fast, the default) or zstd (smaller)"
+    )
+    level: Annotated[int, Field(ge=1, le=19)] | None = Field(
+        default=None, description="effort of zstd, 1 (the default) to 19"
+    )
+    inside_limit: bool | None = Field(
+        default=None,
+        description="true counts the pool's memory against the limit of its VM; false by default",
+    )
+
+
+class FileTier(TierTable):
+    """Pages in files or on block devices."""
+
+    type: Literal["file"] = Field(description="file")
+    path: Paths = Field(
+        description="a directory, in which each VM gets a file, or a block device; or an array of"
+        " up to 8 of them",
+    )
+    shared: bool | None = Field(
+        default=None,
+        description="true when other hosts see the same files at this path; false by default",
+    )
+
+
+class NbdTier(TierTable):
+    """Pages on an NBD server."""
+
+    type: Literal["nbd"] = Field(description="nbd")
+    uri: NbdUri = Field(
+        description="address of the export, nbds:// with TLS; {vm} in it stands for the name of"
+        " the VM",
+    )
+    connections: Annotated[int, Field(ge=1, le=16)] | None = Field(
+        default=None,
+        description="connections to the server if it allows several, 1 to 16; 4 by default",
+    )
+
+
+AnyTier = Annotated[
+    Annotated[PoolTier, Tag("pool")]
+    | Annotated[FileTier, Tag("file")]
+    | Annotated[NbdTier, Tag("nbd")],
+    Field(discriminator="type"),
+]
+TIER_MODELS: dict[str, type[TierTable]] = {"pool": PoolTier, "file": FileTier, "nbd": NbdTier}
+
+
+class VmTierTable(Table):
+    """``[vm.NAME.tier.TIER]``: one tier for one VM."""
+
+    capacity: Size | None = Field(default=None, description="most that this VM may store in it")
+    codec: Literal["lz4", "zstd"] | None = Field(
+        default=None, description="codec for this VM; pools only"
+    )
+
+
+class VmTable(Table):
+    """``[vm.NAME]``: what is different for one VM."""
+
+    limit: Limit | None = Field(default=None, description="as in [manager], for this VM")
+    readahead: Readahead | None = Field(default=None, description="as in [manager], for this VM")
+    demote_after: DemoteAfter | None = Field(
+        default=None, description="as in [manager], for this VM"
+    )
+    tier: dict[str, VmTierTable] = Field(
+        default_factory=dict, description="tables by name of a tier, see below"
+    )
+
+
+class Config(Table):
+    """The whole document."""
+
+    manager: ManagerTable = Field(default_factory=ManagerTable, description="table, see below")
+    tier: list[AnyTier] = Field(
+        default_factory=list, description="array of tables, see below; fastest first, at most 7"
+    )
+    vm: dict[VmName, VmTable] = Field(
+        default_factory=dict, description="tables by name of a VM, see below; at most 64"
+    )
