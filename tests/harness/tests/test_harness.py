@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from uffdmm_harness import HarnessError, accel, hostmem, overcommit, places
+from uffdmm_harness import HarnessError, accel, hostmem, overcommit, patterns, places
 from uffdmm_harness.machine import MIB, MachineConfig
 from uffdmm_harness.sampler import Sampler
 
 
-def run(memory: str, repeat: int, pattern: str, rate: float, verified: bool) -> overcommit.Run:
-    return overcommit.Run(
+def run(memory: str, repeat: int, pattern: str, rate: float, verified: bool) -> patterns.Run:
+    return patterns.Run(
         memory=memory,
         repeat=repeat,
         pattern=pattern,
@@ -72,6 +72,21 @@ def test_own_mappings_and_swap_counters() -> None:
     found = hostmem.mappings(os.getpid())
     assert any(item.resident >= len(block) for item in found)
     assert (hostmem.host_swap() - hostmem.host_swap()).pages_in <= 0
+
+
+def test_arena_of_a_pool_is_no_guest_memory() -> None:
+    size = 4 * MIB
+    arena = os.memfd_create("uffdmm-pool")
+    guest = os.memfd_create("uffdmm-ram")
+    try:
+        for descriptor in (arena, guest):
+            os.ftruncate(descriptor, size)
+        os.pwrite(arena, bytes(MIB), 0)
+        os.pwrite(guest, b"x" * 8192, 0)
+        assert hostmem.MemfdFiles(os.getpid(), size).resident() == 8192
+    finally:
+        os.close(guest)
+        os.close(arena)
 
 
 def test_accelerator_is_not_assumed(monkeypatch: pytest.MonkeyPatch) -> None:

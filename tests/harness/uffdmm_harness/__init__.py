@@ -12,11 +12,20 @@ What is where::
     guest       one QEMU process, its monitor and its port
     hostmem     what a process and the host have in memory and in swap
     nativeswap  memory cgroup and swap file: the way without uffdmm
+    zram        swap on compressed memory, likewise
+    nbdserver   nbdkit or qemu-nbd with a file behind it
     sampler     resident memory every 50 ms
     interrupts  signals as exceptions, so that nothing is left behind
     progress    progress of a benchmark, in lines
     demo        scripts/demo
+    memoryprocess
+                memory whose faults are timed from inside
+    patterns    the guest that is filled, touched in patterns and verified
     overcommit  scripts/bench overcommit
+    stores      scripts/bench stores: its sections, its tables
+    stores_tiers, stores_faults, stores_guest
+                what each section measures
+    spread      medians and ranges of what was measured several times
 
 Errors that a person can do something about are :class:`HarnessError`.
 """

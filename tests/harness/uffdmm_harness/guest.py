@@ -90,16 +90,19 @@ class Guest:
             raise HarnessError("QEMU has not been started")
         return self._process
 
-    def qmp(self, command: str, timeout: float = 10, **arguments: Any) -> Any:
+    def qmp(
+        self, command: str, timeout: float = 10, *, out_of_band: bool = False, **arguments: Any
+    ) -> Any:
         """Execute a monitor command; its return value.
 
+        :param out_of_band: do not queue it behind others, nor wait for QEMU's main loop
         :raise qemu.qmp.ExecuteError: QEMU refuses
         :raise TimeoutError: no answer in time
         """
         if self._monitor is None:
             raise HarnessError("QEMU's monitor is not connected")
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
-        return self._monitor.execute(command, named, timeout)
+        return self._monitor.execute(command, named, timeout, out_of_band=out_of_band)
 
     def hmp(self, command: str) -> str:
         """Execute a command of the human monitor; its text."""

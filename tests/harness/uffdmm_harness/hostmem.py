@@ -85,8 +85,12 @@ class AnonymousRam:
         return fits[0]
 
 
+# QEMU keeps these open for the manager, and one may be as large as the RAM.
+_ARENA = "/memfd:uffdmm-pool"
+
+
 class MemfdFiles:
-    """The memfds of guest memory that a process holds open.
+    """The memfds of guest memory that a process holds open; arenas of pools are none.
 
     :param pid: QEMU or the worker
     :param size: bytes of the region, by which its memfd is told from others
@@ -101,7 +105,9 @@ class MemfdFiles:
                 status = path.stat()
             except FileNotFoundError:
                 continue
-            if link.startswith("/memfd:") and status.st_size == size:
+            if not link.startswith("/memfd:") or link.startswith(_ARENA):
+                continue
+            if status.st_size == size:
                 if status.st_ino not in seen:
                     self._paths.append(path)
                 seen.add(status.st_ino)

@@ -35,6 +35,8 @@ class Manager:
     :param limit: default limit of a VM as ``--limit`` takes it (``128M``, ``50%``)
     :param store: directory of the store; default: one in the manager's own folder
     :param store_size: bound of each volume as ``--store`` takes it
+    :param tiers: words of ``--tier`` in order, in place of the store; ``{store}`` in them is its
+        directory
     :param arguments: more arguments
     :param folder: below which its own folder with socket, log and store is made
     """
@@ -45,6 +47,7 @@ class Manager:
         limit: str | None = None,
         store: Path | None = None,
         store_size: str | None = None,
+        tiers: Sequence[str] = (),
         arguments: Sequence[str] = (),
         folder: Path = places.DISK_FOLDER,
     ) -> None:
@@ -55,9 +58,12 @@ class Manager:
         if store is None:
             self.store.mkdir()
         option = f"file:{self.store}" + (f",size={store_size}" if store_size else "")
+        stores = [
+            word for tier in tiers for word in ("--tier", tier.replace("{store}", str(self.store)))
+        ] or ["--store", option]
         self._command = [
             str(places.manager()),
-            *("--socket-path", str(self.socket), "--store", option),
+            *("--socket-path", str(self.socket), *stores),
             *(("--limit", limit) if limit else ()),
             *arguments,
         ]

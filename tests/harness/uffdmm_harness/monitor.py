@@ -31,13 +31,16 @@ class Monitor:
     def _wait(self, work: Coroutine[Any, Any, Any], timeout: float) -> Any:
         return self._loop.run_until_complete(asyncio.wait_for(work, timeout))
 
-    def execute(self, command: str, arguments: dict[str, Any], timeout: float) -> Any:
+    def execute(
+        self, command: str, arguments: dict[str, Any], timeout: float, *, out_of_band: bool = False
+    ) -> Any:
         """The return value of a command.
 
+        :param out_of_band: have it executed in the thread that reads the monitor, ahead of others
         :raise qemu.qmp.ExecuteError: QEMU refuses
         :raise TimeoutError: no answer in time
         """
-        return self._wait(self._client.execute(command, arguments), timeout)
+        return self._wait(self._client.execute(command, arguments, out_of_band), timeout)
 
     def close(self) -> None:
         """Hang up."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The way without uffdmm: a memory cgroup and a swap file.  Both need root, and are removed."""
+"""The way without uffdmm: a memory cgroup and a swap file.  Both need root, and are removed.
+
+Swap on compressed memory is in zram.py.
+"""
 
 import contextlib
 import os
@@ -31,6 +34,22 @@ class MemoryCgroup:
         """Words in front of a command that make it start inside."""
         return ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(self._path / "cgroup.procs")]
 
+    @property
+    def _limit_file(self) -> Path:
+        return self._path / ("memory.limit_in_bytes" if self._v1 else "memory.max")
+
+    def set_limit(self, limit: int) -> None:
+        """Change the limit; returns when what is above a lower one has been reclaimed.
+
+        :raise HarnessError: the kernel could not reclaim that much
+        """
+        try:
+            self._limit_file.write_text(str(limit))
+        except OSError as error:
+            raise HarnessError(
+                f"cannot set the limit of the memory cgroup to {limit} bytes: {error.strerror}"
+            ) from None
+
     def unmapped_anonymous(self) -> int:
         """Bytes of anonymous memory that are charged but mapped nowhere: swap read ahead.
 
@@ -45,10 +64,7 @@ class MemoryCgroup:
     def __enter__(self) -> Self:
         try:
             self._path.mkdir()
-            if self._v1:
-                (self._path / "memory.limit_in_bytes").write_text(str(self._limit))
-            else:
-                (self._path / "memory.max").write_text(str(self._limit))
+            self._limit_file.write_text(str(self._limit))
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._path.rmdir()

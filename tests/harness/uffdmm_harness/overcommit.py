@@ -21,7 +21,6 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,39 +28,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from . import HarnessError, accel, hostmem, interrupts, places
-from .guest import Guest, pin_to
-from .machine import GIB, MIB, MachineConfig, external_memory
+from . import HarnessError, hostmem, interrupts, places
+from .machine import GIB, MIB, external_memory
 from .manager import Manager
 from .nativeswap import MemoryCgroup, SwapFile
+from .patterns import FILL, LIMIT, PATTERNS, RAM, VM, PatternBench, Probe, Run, steps_of_boot
 from .progress import Progress
-from .sampler import Sampler
 
-RAM = 1 * GIB
-LIMIT = 512 * MIB
-FILL = 800 * MIB
 SWAP = 1 * GIB
-PATTERNS = ("random", "sequential", "hot")
 UNLIMITED, NATIVE, UFFDMM = "unlimited", "swap-file", "uffdmm"
-# Above the limit by more than this at any sample, and the benchmark fails.
-SLACK = 8 * MIB
-VM = "bench"
-SEED = 7
-
-
-@dataclass(slots=True)
-class Run:
-    """One measured stretch of one pattern."""
-
-    memory: str
-    repeat: int
-    pattern: str
-    steps_per_s: float
-    gap_max_ms: float
-    limit_bytes: int | None
-    guest_resident_bytes: int  # the mean of the samples
-    guest_resident_max_bytes: int
-    verified: bool = False
 
 
 @dataclass(slots=True)
@@ -98,11 +73,15 @@ class Overcommit:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._accel = accel.choose()
-        self._wrapper = [] if options.pin is None else pin_to(options.pin)
         self.result = Result()
         boots = 3 * options.repeat
-        self._progress = Progress("bench", boots * (len(options.patterns) + 2))
+        self._bench = PatternBench(
+            patterns=options.patterns,
+            seconds=options.seconds,
+            pin=options.pin,
+            progress=Progress("bench", boots * steps_of_boot(options.patterns)),
+            keep=self.result.runs.append,
+        )
 
     def run(self) -> None:
         """Measure everything.
@@ -117,34 +96,30 @@ class Overcommit:
     # -- the three ways ----------------------------------------------------
 
     def _unlimited(self, repeat: int) -> None:
-        config = self._config()
-        config.objects = [f"memory-backend-memfd,id=mem0,size={RAM}"]
-        config.memory = "mem0"
-        with self._boot(config, UNLIMITED, repeat) as guest:
-            self._measure(guest, UNLIMITED, repeat, hostmem.MemfdFiles(guest.pid, RAM).resident)
+        config = self._bench.config(f"memory-backend-memfd,id=mem0,size={RAM}")
+        with self._bench.boot(config, UNLIMITED, repeat) as guest:
+            probe = Probe(hostmem.MemfdFiles(guest.pid, RAM).resident)
+            self._bench.measure(guest, UNLIMITED, repeat, probe)
 
     def _native(self, repeat: int) -> dict[str, int]:
         """Returns the mean guest residency of each pattern."""
         with (
             SwapFile(self._options.store, SWAP),
             MemoryCgroup(f"uffdmm-bench-{os.getpid()}", LIMIT) as cgroup,
-            self._boot(self._config(), NATIVE, repeat, cgroup.enter_command()) as guest,
+            self._bench.boot(self._bench.config(), NATIVE, repeat, cgroup.enter_command()) as guest,
         ):
             ram = hostmem.AnonymousRam(guest.pid, RAM)
-            runs = self._measure(
-                guest, NATIVE, repeat, lambda: ram.sample().resident + cgroup.unmapped_anonymous()
-            )
+            probe = Probe(lambda: ram.sample().resident + cgroup.unmapped_anonymous(), limit=LIMIT)
+            runs = self._bench.measure(guest, NATIVE, repeat, probe)
         return {run.pattern: run.guest_resident_bytes for run in runs}
 
     def _uffdmm(self, repeat: int, kept: dict[str, int]) -> None:
         first = kept[self._options.patterns[0]]
         with Manager(limit=str(first), folder=self._options.store) as manager:
-            config = self._config()
-            config.objects = [external_memory(RAM, manager.socket)]
-            config.memory = "mem0"
+            config = self._bench.config(external_memory(RAM, manager.socket))
             swap = hostmem.host_swap()
             with (
-                self._boot(config, UFFDMM, repeat) as guest,
+                self._bench.boot(config, UFFDMM, repeat) as guest,
                 manager.vm(VM) as vm,
             ):
 
@@ -153,7 +128,9 @@ class Overcommit:
                     return kept[pattern]
 
                 resident = hostmem.MemfdFiles(guest.pid, RAM).resident
-                self._measure(guest, UFFDMM, repeat, resident, set_limit)
+                self._bench.measure(
+                    guest, UFFDMM, repeat, Probe(resident, prepare=set_limit, bounded=True)
+                )
                 stats = vm.statistics()
             moved = hostmem.host_swap() - swap
         self.result.host_swap_pages_in_uffdmm_runs += moved.pages_in + moved.pages_out
@@ -170,74 +147,6 @@ class Overcommit:
                 f"the host swapped during a run of uffdmm ({moved.pages_in} pages in, "
                 f"{moved.pages_out} out): give it more free memory or switch its swap off"
             )
-
-    # -- what they share ---------------------------------------------------
-
-    def _config(self) -> MachineConfig:
-        return MachineConfig(accel=self._accel, ram=RAM, name=VM)
-
-    @contextlib.contextmanager
-    def _boot(
-        self, config: MachineConfig, memory: str, repeat: int, enter: list[str] | None = None
-    ) -> Any:
-        _drop_caches()
-        self._progress.step(f"{memory}, repeat {repeat}: booting and filling {FILL // MIB} MiB")
-        with Guest(config, wrapper=[*(enter or []), *self._wrapper]) as guest:
-            guest.boot()
-            guest.port.fill(FILL, seed=SEED, timeout=600)
-            yield guest
-
-    def _measure(
-        self,
-        guest: Guest,
-        memory: str,
-        repeat: int,
-        resident: Callable[[], int],
-        prepare: Callable[[str], int] | None = None,
-    ) -> list[Run]:
-        """All patterns in a booted and filled guest, and the verification at the end."""
-        runs = []
-        for pattern in self._options.patterns:
-            limit = prepare(pattern) if prepare else None
-            if memory == NATIVE:
-                limit = LIMIT
-            self._progress.step(f"{memory}, repeat {repeat}: {pattern}")
-            guest.port.run(pattern, self._options.seconds, seed=repeat, timeout=600)
-            with Sampler(resident) as samples:
-                result = guest.port.run(
-                    pattern, self._options.seconds, seed=repeat + 1000, timeout=600
-                )
-            run = Run(
-                memory=memory,
-                repeat=repeat,
-                pattern=pattern,
-                steps_per_s=result.steps_per_s,
-                gap_max_ms=result.gap_max_ms,
-                limit_bytes=limit,
-                guest_resident_bytes=round(samples.mean),
-                guest_resident_max_bytes=samples.maximum,
-            )
-            runs.append(run)
-            self.result.runs.append(run)
-            if memory == UFFDMM and limit is not None and samples.maximum > limit + SLACK:
-                raise HarnessError(
-                    f"{samples.maximum} bytes were resident at a limit of {limit} ({pattern})"
-                )
-        self._progress.step(f"{memory}, repeat {repeat}: verifying every byte")
-        verified = guest.port.verify(timeout=900)
-        for run in runs:
-            run.verified = verified.verified
-        if not verified.verified:
-            raise HarnessError(f"wrong memory in a run with {memory}: {verified.named}")
-        return runs
-
-
-def _drop_caches() -> None:
-    os.sync()
-    try:
-        Path("/proc/sys/vm/drop_caches").write_text("3")
-    except PermissionError:
-        raise HarnessError("root is needed to drop the page cache before each run") from None
 
 
 def summary(options: Options, result: Result, error: str | None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where things are: binaries, guest image, caches.
 
-Each of UFFDMM_QEMU, UFFDMM_MANAGER and UFFDMM_GUEST overrides one place; without them the scripts
-of the tree say where their product is, and make it when it is missing.
+Each of UFFDMM_QEMU, UFFDMM_MANAGER, UFFDMM_BENCH and UFFDMM_GUEST overrides one place; without
+them the scripts of the tree say where their product is, and make it when it is missing.
 """
 
 import os
@@ -15,6 +15,7 @@ from . import HarnessError
 
 TOP = Path(__file__).resolve().parents[3]
 MANAGER = TOP / "build/native/native/uffdmm-manager"
+BENCH = TOP / "build/native/native/bench"
 # Where temporary files are on a disk by convention: a store must not lie in memory.
 DISK_FOLDER = Path("/var/tmp")
 FIRMWARE = (Path("/usr/share/seabios"), Path("/usr/share/qemu"))
@@ -65,6 +66,13 @@ def manager() -> Path:
     """The manager's binary."""
     path = Path(os.environ.get("UFFDMM_MANAGER", MANAGER))
     return _checked(path, "the manager", "UFFDMM_MANAGER")
+
+
+@cache
+def bench_program(name: str) -> Path:
+    """A micro-benchmark of native/bench."""
+    path = Path(os.environ.get("UFFDMM_BENCH", BENCH)) / name
+    return _checked(path, "the benchmark", "UFFDMM_BENCH")
 
 
 @cache
