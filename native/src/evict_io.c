@@ -531,6 +531,8 @@ void batch_lay_aside(struct batch *bt)
 void batch_publish(struct batch *bt)
 {
     struct uffdmm_stats *stats = bt->vm->stats;
+    /* added once: fault threads write to the same cache lines all the time */
+    uint64_t evicted = 0, passed_on = 0, zero = 0, clean = 0;
 
     for (unsigned i = 0; i < bt->nr; i++) {
         struct item *it = &bt->items[i];
@@ -578,21 +580,22 @@ void batch_publish(struct batch *bt)
             it->kind = ITEM_DROPPED;
             continue;
         }
-        stats_add(&stats->evicted, 1);
+        evicted++;
         r->ages[it->pfn] = 0; /* from here on: how long it has been stored (demote.c) */
-        if (it->kind == ITEM_DIRTY && it->tier->index > 1) {
-            stats_add(&stats->passed_on, 1);
-        }
+        passed_on += it->kind == ITEM_DIRTY && it->tier->index > 1;
         vm_count_stored(bt->vm, to, 1);
         if (it->kind == ITEM_SAME) {
             vm_free_slot(bt->vm, it->entry);
-            stats_add(&stats->evicted_zero, 1);
-        } else if (it->kind == ITEM_UNCHANGED) {
-            stats_add(&stats->evicted_clean, 1);
         }
+        zero += it->kind == ITEM_SAME;
+        clean += it->kind == ITEM_UNCHANGED;
         it->has_slot = it->written = false; /* the entry's now */
         it->kind = ITEM_PUBLISHED;
     }
+    stats_add(&stats->evicted, evicted);
+    stats_add(&stats->passed_on, passed_on);
+    stats_add(&stats->evicted_zero, zero);
+    stats_add(&stats->evicted_clean, clean);
 }
 
 void batch_requeue(struct batch *bt)

@@ -337,22 +337,32 @@ static enum serve_outcome finish(struct window *w)
  */
 static struct window *take_window(struct shard *sh, unsigned tier)
 {
-    unsigned in_tier = 0, in_use = 0;
-    struct window *w = NULL;
+    uint32_t free = ~sh->windows_used & ((1u << WINDOWS) - 1);
+    unsigned i, in_tier = 0;
 
-    for (unsigned i = 0; i < WINDOWS; i++) {
-        if (sh->windows[i].in_use) {
-            in_use++;
-            in_tier += tier && sh->windows[i].tier == tier;
-        } else if (!w) {
-            w = &sh->windows[i];
-        }
-    }
-    if (tier && (in_use >= WINDOWS - WINDOWS_MEMORY ||
-                 in_tier >= (WINDOWS - WINDOWS_MEMORY) / sh->region->vm->nr_waited)) {
+    if (!free) {
         return NULL;
     }
-    return w;
+    if (tier) {
+        for (i = 0; i < WINDOWS; i++) {
+            in_tier += (sh->windows_used >> i & 1) && sh->window_tier[i] == tier;
+        }
+        if (__builtin_popcount(free) <= WINDOWS_MEMORY ||
+            in_tier >= (WINDOWS - WINDOWS_MEMORY) / sh->region->vm->nr_waited) {
+            return NULL;
+        }
+    }
+    i = (unsigned)__builtin_ctz(free);
+    sh->window_tier[i] = (uint8_t)tier;
+    return &sh->windows[i];
+}
+
+static void set_used(struct window *w, bool used)
+{
+    struct shard *sh = w->shard;
+    uint32_t bit = 1u << (w - sh->windows);
+
+    sh->windows_used = used ? sh->windows_used | bit : sh->windows_used & ~bit;
 }
 
 /* Tier that a fault on @e waits for, 0 for memory. */
@@ -389,12 +399,12 @@ enum serve_outcome fill_begin(struct shard *sh, const struct deferred *f, uint64
         e = entry_load(&r->entries[f->pfn]);
         return entry_state(e) == UFFDMM_PAGE_LOST ? BLOCKED : AGAIN_SOON;
     }
-    w->in_use = true;
+    set_used(w, true);
     read_slots(w);
     if (w->pending) {
         return PENDING;
     }
-    w->in_use = false;
+    set_used(w, false);
     return finish(w);
 }
 
@@ -414,7 +424,7 @@ bool fill_poll(struct shard *sh, struct deferred *f, enum serve_outcome *out)
         }
         *f = w->fault;
         *out = finish(w);
-        w->in_use = false;
+        set_used(w, false);
         return true;
     }
     return false;
@@ -439,6 +449,6 @@ void fill_abandon(struct shard *sh)
                 window_unclaim(w, i);
             }
         }
-        w->in_use = false;
+        set_used(w, false);
     }
 }

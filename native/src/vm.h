@@ -75,8 +75,10 @@ struct shard {
 
     struct tier_queue queue;
     void *window_map;
-    struct window *windows; /* WINDOWS of them */
-    uint64_t last_read_ns;  /* clock_ns() when a read was last started */
+    struct window *windows;       /* WINDOWS of them */
+    uint32_t windows_used;        /* bit i: window i is in use, */
+    uint8_t window_tier[WINDOWS]; /* and waits for this tier */
+    uint64_t last_read_ns;        /* clock_ns() when a read was last started */
     struct readahead readahead;
     struct heat heat;
     struct deferred deferred[DEFERRED_MAX];

@@ -34,7 +34,6 @@ struct claim {
 
 struct window {
     struct shard *shard;
-    bool in_use;
     struct deferred fault; /* that it is for */
     uint64_t pfn;          /* first page */
     uint32_t nr;           /* pages looked at */
