@@ -313,6 +313,7 @@ static unsigned punch(struct batch *bt)
     return total;
 }
 
+/* Wakes fault threads that wait for room.  Called under regions_lock. */
 static void kick_waiters(struct vm *vm)
 {
     for (unsigned k = 0; k < UFFDMM_REGIONS_MAX; k++) {
@@ -503,7 +504,9 @@ static void make_room(struct evictor *ev)
             freed += evict_batch(vm, bt, vm_margin_high(vm) - room, &chances);
         }
         if (!freed) {
+            pthread_rwlock_rdlock(&vm->regions_lock);
             kick_waiters(vm);
+            pthread_rwlock_unlock(&vm->regions_lock);
             wait_for_work(vm, !bt                 ? PARKED_LOOK_MS
                               : bt->store_trouble ? STORE_RETRY_MS
                                                   : IDLE_RETRY_MS);

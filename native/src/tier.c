@@ -15,6 +15,10 @@
 /* A tier is shown as failing for so long after its last error. */
 #define FAILING_NS (1 * NSEC_PER_SEC)
 
+/* A store that has something to do and ends nothing for so long is slow, and avoided. */
+#define STALLED_NS (1 * NSEC_PER_SEC)
+#define AVOID_STALLED_NS (500 * NSEC_PER_MSEC)
+
 static const struct tier_ops *ops_of(uint32_t type)
 {
     switch (type) {
@@ -125,6 +129,20 @@ void tier_avoid(struct tier *t, uint64_t ns)
     __atomic_store_n(&t->avoid_until, clock_ns() + ns, __ATOMIC_RELAXED);
 }
 
+/* True when transfers are under way and none has ended for a while. */
+static bool stalled(struct tier *t)
+{
+    uint64_t now = clock_ns();
+    uint64_t ended = stats_get(&t->stats->reads) + stats_get(&t->stats->writes) +
+                     stats_get(&t->stats->errors);
+
+    if (ended != t->ended_seen || !__atomic_load_n(&t->io_pending, __ATOMIC_RELAXED)) {
+        t->ended_seen = ended;
+        t->ended_ns = now;
+    }
+    return now - t->ended_ns > STALLED_NS;
+}
+
 void tier_gauges(struct tier *t)
 {
     uint64_t used = t->ops->used(t);
@@ -132,6 +150,9 @@ void tier_gauges(struct tier *t)
     uint64_t room = tier_room(t);
 
     stats_set(&t->stats->used_bytes, used);
+    if (stalled(t)) {
+        tier_avoid(t, AVOID_STALLED_NS);
+    }
     if (state == UFFDMM_TIER_OK || state == UFFDMM_TIER_FULL ||
         state == UFFDMM_TIER_SLOW || state == UFFDMM_TIER_ERROR) {
         bool slow = clock_ns() < __atomic_load_n(&t->avoid_until, __ATOMIC_RELAXED);

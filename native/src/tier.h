@@ -131,6 +131,8 @@ struct tier {
     uint64_t logged;       /* clock_ns() of the last line about an error */
     uint64_t failed_until; /* clock_ns() until which it counts as failing; atomic */
     uint64_t avoid_until;  /* clock_ns() before which nothing new is put here; atomic */
+    uint64_t ended_seen;   /* transfers that had ended when the gauges last saw one end */
+    uint64_t ended_ns;     /* when that was */
     struct inject_trigger error_trigger, delay_trigger; /* of the wrappers */
 };
 
@@ -161,7 +163,7 @@ uint64_t tier_room(const struct tier *t);
 /* Nothing new is put into the tier for @ns: it failed, or is slow. */
 void tier_avoid(struct tier *t, uint64_t ns);
 
-/* Brings the gauges of the tier up to date. */
+/* Brings the gauges of the tier up to date.  From one thread, every now and then. */
 void tier_gauges(struct tier *t);
 
 /*

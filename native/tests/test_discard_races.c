@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { POOL = 1, FILES = 2 };
+enum { POOL = 1, FILES = 2, STUCK_MS = 10000 };
 
 static uint64_t used_bytes(const struct peer_stats *s)
 {
@@ -178,13 +178,14 @@ static void discard_that_does_not_wait_leaves_old_pages(void **state)
 
 /*
  * True when a page was lost, wrong, or not what its checksum says, a slot did not hold
- * the page that the table names (nothing else makes a pool fail), or the table is damaged.
+ * the page that the table names (nothing else makes a pool fail), the table is damaged,
+ * or the guest is stuck.
  */
 static bool harmed(struct hier *h)
 {
     struct peer_stats s;
 
-    return hier_saw_wrong(h) ||
+    return hier_saw_wrong(h) || h->longest_stall_ms > STUCK_MS ||
            (control_tier_stats(h->manager.socket, "vm", &s) == 0 &&
             (s.vm.checksum_errors || s.vm.lost_pages || s.tiers[POOL].errors)) ||
            manager_logged(&h->manager, "the table is damaged", 0);
@@ -266,7 +267,7 @@ static const struct hier_options compaction = {
 
 static bool compact_until_harmed(int milliseconds)
 {
-    setenv("UFFDMM_TEST_COMPACT_DELAY_US", "200", 1);
+    setenv("UFFDMM_TEST_COMPACT_DELAY_US", "1000", 1);
     bool seen = run_until_harmed(&compaction, milliseconds);
     unsetenv("UFFDMM_TEST_COMPACT_DELAY_US");
     return seen;
