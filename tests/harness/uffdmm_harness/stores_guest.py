@@ -59,7 +59,7 @@ SETTINGS = (16, 64, 128, 256, 384, 0)
 STALL_MS = 2000
 _MEMORY_FOLDER = Path("/dev/shm")
 _OUTSIDE = "pool=pool,codec=lz4,inside-limit=off"
-_INSIDE = "pool=pool,codec=lz4,inside-limit=on"
+_INSIDE = "pool=pool,codec=zstd,inside-limit=on"
 _DISK = "disk=file,path={store}"
 
 
