@@ -205,8 +205,7 @@ int file_bench_make_device(struct file_bench *b, unsigned mib)
     int back, fd, nr, control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
 
     if (control < 0) {
-        print_message("skipped: no /dev/loop-control to be opened: %s\n",
-                      strerror(errno));
+        print_message("skip: no /dev/loop-control to be opened: %s\n", strerror(errno));
         skip();
     }
     snprintf(file, sizeof(file), "%s/device%u", b->root, b->config.nr_paths);
@@ -234,7 +233,7 @@ int file_bench_make_device(struct file_bench *b, unsigned mib)
     }
     close(back);
     close(control);
-    print_message("skipped: no loop device to be had: %s\n", strerror(errno));
+    print_message("skip: no loop device to be had: %s\n", strerror(errno));
     skip();
     return -1;
 }

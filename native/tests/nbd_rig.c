@@ -87,7 +87,7 @@ bool rig_have(const char *program)
 void rig_need(const char *program)
 {
     if (!rig_have(program)) {
-        print_message("skipped: %s is not installed\n", program);
+        print_message("skip: %s is not installed\n", program);
         skip();
     }
 }

@@ -606,7 +606,7 @@ static int contract(void)
     int failed;
 
     if (!rig_have("nbdkit")) {
-        print_message("skipped: nbdkit is not installed\n");
+        print_message("skip: nbdkit is not installed\n");
         return 0;
     }
     rig_init(&r, 64 * MIB);

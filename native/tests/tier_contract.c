@@ -218,6 +218,7 @@ static void tidying_leaves_what_is_taken(void **state)
     unsigned rounds = 0;
 
     if (!c->tier.ops->tidy) {
+        print_message("skip: this tier has nothing to tidy\n");
         skip();
     }
     contract_store(c, 20, 0, PAGES);

@@ -168,7 +168,7 @@ class BadStore(UffdmmTest):
     def test_too_small_for_the_guest(self) -> None:
         manager = self.manager(store_size="32M")
         self.assert_refused_at_start(
-            self.config(manager.socket), str(manager.store), "too small", "32 MiB", "raise size="
+            self.config(manager.socket), "too small", "32 MiB", "raise a capacity"
         )
         self.wait_until(lambda: manager.client.list_vms() == [], "end of the half-started VM")
 
