@@ -7,6 +7,14 @@
 #define PAGE_SHIFT_4K 12
 
 /*
+ * Pages of hugetlbfs.  What is counted in pages (limit, residency, slots, statistics)
+ * is counted in pages of 4 KiB: one of these counts HUGE_PAGE_UNITS.
+ */
+#define PAGE_SIZE_2M (2048u * 1024u)
+#define PAGE_SHIFT_2M 21
+#define HUGE_PAGE_UNITS (PAGE_SIZE_2M / PAGE_SIZE_4K)
+
+/*
  * Pages are evicted and queued in blocks of 64 (256 KiB): write-protecting and
  * punching a whole block costs little more than one page of it.
  */

@@ -31,8 +31,8 @@ unsigned copies_reclaim(struct vm *vm, struct tier *t, uint64_t *hand)
                           entry_make(UFFDMM_PAGE_RESIDENT,
                                      (unsigned)e & UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e),
                                      0))) {
-                vm_free_slot(vm, e);
-                freed++;
+                region_free_slots(r, e);
+                freed += region_units(r);
             }
         }
     }

@@ -104,7 +104,7 @@ static void add(struct demoter *d, struct tier *t, struct region *r, uint64_t pf
     uint64_t e = entry_load(&r->entries[pfn]);
     struct move *m = &d->moves[d->nr];
 
-    if (entry_state(e) != UFFDMM_PAGE_STORED || entry_busy(e) ||
+    if (region_is_huge(r) || entry_state(e) != UFFDMM_PAGE_STORED || entry_busy(e) ||
         entry_tier(e) != t->index || !t->ops->valid(t, entry_slot(e))) {
         return;
     }
@@ -175,7 +175,7 @@ static void check(struct demoter *d)
 
         m->record = r ? r->records[m->pfn] : 0;
         m->ready = m->ready && r &&
-                   page_checksum(page_of(d, i), m->region_id, m->pfn,
+                   page_checksum(page_of(d, i), PAGE_SIZE_4K, m->region_id, m->pfn,
                                  entry_gen(m->entry)) == m->record;
     }
 }
@@ -302,9 +302,9 @@ static unsigned swap_entries(struct demoter *d)
         to =
             entry_make(UFFDMM_PAGE_STORED, 0, m->to->index, entry_gen(m->entry), m->slot);
         if (r && swap_entry(r, m, to)) {
-            vm_count_stored(vm, m->entry, -1);
-            vm_count_stored(vm, to, 1);
-            vm_free_slot(vm, m->entry);
+            region_count_stored(r, m->entry, -1);
+            region_count_stored(r, to, 1);
+            region_free_slots(r, m->entry);
             r->ages[m->pfn] = 0;
             moved++;
         } else {
@@ -357,6 +357,7 @@ static void sweep(struct demoter *d, struct tier *t)
             d->nr = 0;
             pthread_rwlock_rdlock(&vm->regions_lock);
             r = vm->regions[k];
+            r = r && !region_is_huge(r) ? r : NULL; /* they stay where they are */
             for (; r && pfn < r->nr_pages && d->nr < DEMOTE_PAGES; pfn++) {
                 uint64_t e = entry_load(&r->entries[pfn]);
 
@@ -386,7 +387,7 @@ static bool claim_object(void *opaque, struct pool_owner owner, uint64_t from)
     uint64_t e;
     bool claimed;
 
-    if (!r || owner.pfn >= r->nr_pages) {
+    if (!r || region_is_huge(r) || owner.pfn >= r->nr_pages) {
         return false;
     }
     e = entry_load(&r->entries[owner.pfn]);

@@ -27,6 +27,8 @@
  * by BUSY for that moment.  A dense block of which any page is dirty is written as a
  * whole, so that its pages stay neighbours in the volume and come back with
  * one read.
+ *
+ * A huge page is a block, and a batch, by itself.
  */
 #include "evict.h"
 
@@ -84,8 +86,9 @@ static unsigned claim_block(struct batch *bt, struct block *b, enum spare spare,
                             bool *stay)
 {
     struct region *r = b->region;
-    uint64_t first = (uint64_t)b->index * BLOCK_PAGES, pfn;
-    uint64_t end = first + BLOCK_PAGES < r->nr_pages ? first + BLOCK_PAGES : r->nr_pages;
+    uint64_t first = (uint64_t)b->index * r->block_pages, pfn;
+    uint64_t end =
+        first + r->block_pages < r->nr_pages ? first + r->block_pages : r->nr_pages;
     unsigned old_pages = 0, young_pages = 0, n = 0;
 
     *stay = false;
@@ -157,7 +160,7 @@ static unsigned span_end(const struct batch *bt, unsigned i)
         const struct item *it = &bt->items[i];
         uint64_t pfn = bt->items[i - 1].pfn + 1;
 
-        if (it->region != r || it->pfn / BLOCK_PAGES != (pfn - 1) / BLOCK_PAGES ||
+        if (it->region != r || region_block(r, it->pfn) != region_block(r, pfn - 1) ||
             page_shard(r, it->pfn) != sh) {
             break;
         }
@@ -176,7 +179,7 @@ static int protect_span(struct batch *bt, unsigned i, unsigned end)
 {
     struct region *r = bt->items[i].region;
     uint64_t first = bt->items[i].pfn;
-    size_t len = (size_t)(bt->items[end - 1].pfn + 1 - first) * PAGE_SIZE_4K;
+    size_t len = (size_t)(bt->items[end - 1].pfn + 1 - first) << r->page_shift;
     enum uffd_outcome out = UFFD_DONE;
 
 #ifdef UFFDMM_TEST_HOOKS
@@ -202,14 +205,14 @@ static int read_span(struct batch *bt, unsigned i, unsigned end, char *at)
 {
     struct region *r = bt->items[i].region;
     uint64_t first = bt->items[i].pfn;
-    size_t len = (size_t)(bt->items[end - 1].pfn + 1 - first) * PAGE_SIZE_4K;
-    ssize_t n = pread(r->memfd, at, len, (off_t)(first << PAGE_SHIFT_4K));
+    size_t len = (size_t)(bt->items[end - 1].pfn + 1 - first) << r->page_shift;
+    ssize_t n = pread(r->memfd, at, len, (off_t)(first << r->page_shift));
 
     if (n != (ssize_t)len) {
         return n < 0 ? -errno : -EIO;
     }
     for (; i < end; i++) {
-        bt->items[i].data = at + (bt->items[i].pfn - first) * PAGE_SIZE_4K;
+        bt->items[i].data = at + ((bt->items[i].pfn - first) << r->page_shift);
     }
     return 0;
 }
@@ -240,7 +243,8 @@ static void protect_and_read(struct batch *bt)
             }
             continue;
         }
-        at += (size_t)(bt->items[end - 1].pfn + 1 - bt->items[i].pfn) * PAGE_SIZE_4K;
+        at += (size_t)(bt->items[end - 1].pfn + 1 - bt->items[i].pfn)
+              << bt->items[i].region->page_shift;
     }
 }
 
@@ -283,14 +287,14 @@ static unsigned punch(struct batch *bt)
         }
         while (i < bt->nr && bt->items[i].kind == ITEM_PUBLISHED &&
                bt->items[i].region == r &&
-               bt->items[i].pfn / BLOCK_PAGES == first / BLOCK_PAGES &&
+               region_block(r, bt->items[i].pfn) == region_block(r, first) &&
                lock_holes(r, last + 1, bt->items[i].pfn)) {
             last = bt->items[i++].pfn;
             pages++;
         }
         ret = fallocate(r->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                        (off_t)(first << PAGE_SHIFT_4K),
-                        (off_t)((last + 1 - first) << PAGE_SHIFT_4K));
+                        (off_t)(first << r->page_shift),
+                        (off_t)((last + 1 - first) << r->page_shift));
         if (ret < 0) {
             /* memory keeps the pages, and memory wins over the table when they fault */
             log_error("region %s: cannot punch pages %llu to %llu: %s", r->name,
@@ -301,7 +305,7 @@ static unsigned punch(struct batch *bt)
         for (uint64_t pfn = first; pfn <= last; pfn++) {
             region_release_page(r, pfn);
         }
-        atomic_fetch_sub_explicit(&bt->vm->resident, (int64_t)pages,
+        atomic_fetch_sub_explicit(&bt->vm->resident, (int64_t)pages * region_units(r),
                                   memory_order_relaxed);
         total += pages;
     }
@@ -329,8 +333,7 @@ static void kick_waiters(struct vm *vm)
 
 static unsigned blocks_of(struct vm *vm)
 {
-    return (unsigned)(stats_get(&vm->stats->ram_bytes) /
-                      (BLOCK_PAGES * (uint64_t)PAGE_SIZE_4K));
+    return atomic_load_explicit(&vm->nr_blocks, memory_order_relaxed);
 }
 
 /* The first time round the queue spares new pages too, the second only used ones. */
@@ -391,10 +394,17 @@ static unsigned evict_batch(struct vm *vm, struct batch *bt, int64_t want,
         if (!b) {
             break;
         }
+        if (region_is_huge(b->region) && bt->nr) {
+            queue_put_back(vm, b);
+            break;
+        }
         if (claim_block(bt, b, spare_now(vm, *chances), &stay)) {
             blocks++;
             if (stay) {
                 again[nr_again++] = b;
+            }
+            if (region_is_huge(b->region)) {
+                break;
             }
         } else if (stay) {
             queue_push(vm, b);

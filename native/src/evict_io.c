@@ -46,9 +46,8 @@ int batch_new(struct vm *vm, struct batch **out)
         return -ENOMEM;
     }
     bt->vm = vm;
-    bt->buffer =
-        mmap(NULL, (size_t)BATCH_BLOCKS * BLOCK_PAGES * PAGE_SIZE_4K,
-             PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    bt->buffer = mmap(NULL, BATCH_BYTES, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (bt->buffer == MAP_FAILED) {
         ret = -errno;
         free(bt);
@@ -56,7 +55,7 @@ int batch_new(struct vm *vm, struct batch **out)
     }
     ret = tier_queue_init(&bt->queue, vm->tiers, UFFDMM_TIERS_MAX);
     if (ret) {
-        munmap(bt->buffer, (size_t)BATCH_BLOCKS * BLOCK_PAGES * PAGE_SIZE_4K);
+        munmap(bt->buffer, BATCH_BYTES);
         free(bt);
         return ret;
     }
@@ -67,7 +66,7 @@ int batch_new(struct vm *vm, struct batch **out)
 void batch_free(struct batch *bt)
 {
     tier_queue_deinit(&bt->queue);
-    munmap(bt->buffer, (size_t)BATCH_BLOCKS * BLOCK_PAGES * PAGE_SIZE_4K);
+    munmap(bt->buffer, BATCH_BYTES);
     free(bt);
 }
 
@@ -92,7 +91,7 @@ static void release_slot(struct item *it)
         }
         e = entry_load(p);
     }
-    if (it->has_slot && !it->tier->ops->free(it->tier, it->slot)) {
+    if (it->has_slot && !tier_free(it->tier, it->slot, region_units(it->region))) {
         log_error("region %s: slot %llu of tier %s was free while it was written",
                   it->region->name, (unsigned long long)it->slot, it->tier->config->name);
     }
@@ -113,7 +112,8 @@ void batch_give_back(struct item *it)
     }
     if (entry_cas(p, it->entry, to)) {
         /* retried by the guest's next write when the kernel says EAGAIN */
-        uffd_wp(page_shard(r, it->pfn)->uffd, page_addr(r, it->pfn), PAGE_SIZE_4K, false);
+        uffd_wp(page_shard(r, it->pfn)->uffd, page_addr(r, it->pfn), region_page_bytes(r),
+                false);
         region_release_page(r, it->pfn);
     }
     release_slot(it);
@@ -121,16 +121,16 @@ void batch_give_back(struct item *it)
 }
 
 /* True when the page is one 8-byte word over and over. */
-static bool same_filled(const char *page, uint64_t *word)
+static bool same_filled(const char *page, size_t bytes, uint64_t *word)
 {
     const uint64_t *p = (const uint64_t *)(const void *)page;
 
     *word = p[0];
     /* most pages differ at once or near the end: ask there first */
-    if (p[PAGE_SIZE_4K / 8 - 1] != *word || p[PAGE_SIZE_4K / 16] != *word) {
+    if (p[bytes / 8 - 1] != *word || p[bytes / 16] != *word) {
         return false;
     }
-    return memcmp(page, page + 8, PAGE_SIZE_4K - 8) == 0;
+    return memcmp(page, page + 8, bytes - 8) == 0;
 }
 
 static void classify(struct batch *bt, struct item *it)
@@ -142,12 +142,12 @@ static void classify(struct batch *bt, struct item *it)
     }
     if (entry_load(&r->entries[it->pfn]) != it->entry) {
         it->kind = ITEM_DROPPED;
-        stats_add(&bt->vm->stats->evicted_cancelled, 1);
-    } else if (same_filled(it->data, &it->word)) {
+        stats_add(&bt->vm->stats->evicted_cancelled, region_units(r));
+    } else if (same_filled(it->data, region_page_bytes(r), &it->word)) {
         it->kind = ITEM_SAME;
     } else if (entry_slot(it->entry) &&
-               r->records[it->pfn] ==
-                   page_checksum(it->data, r->id, it->pfn, entry_gen(it->entry))) {
+               r->records[it->pfn] == page_checksum(it->data, region_page_bytes(r), r->id,
+                                                    it->pfn, entry_gen(it->entry))) {
         it->kind = ITEM_UNCHANGED;
     } else {
         it->kind = ITEM_DIRTY;
@@ -161,7 +161,8 @@ static unsigned block_end(const struct batch *bt, unsigned i)
     unsigned end = i + 1;
 
     while (end < bt->nr && bt->items[end].region == bt->items[i].region &&
-           bt->items[end].pfn / BLOCK_PAGES == bt->items[i].pfn / BLOCK_PAGES) {
+           region_block(bt->items[i].region, bt->items[end].pfn) ==
+               region_block(bt->items[i].region, bt->items[i].pfn)) {
         end++;
     }
     return end;
@@ -192,7 +193,7 @@ void batch_classify(struct batch *bt)
 }
 
 /* Names the new slot in the entry before a byte is written; false when the page is gone. */
-static bool announce(struct batch *bt, struct item *it)
+static bool announce(struct item *it)
 {
     uint64_t old = it->entry;
     uint64_t to =
@@ -203,9 +204,10 @@ static bool announce(struct batch *bt, struct item *it)
     if (!entry_cas(&it->region->entries[it->pfn], old, to)) {
         return false;
     }
-    vm_free_slot(bt->vm, old); /* its copy is out of date */
+    region_free_slots(it->region, old); /* its copy is out of date */
     it->entry = to;
-    it->checksum = page_checksum(it->data, it->region->id, it->pfn, entry_gen(to));
+    it->checksum = page_checksum(it->data, region_page_bytes(it->region), it->region->id,
+                                 it->pfn, entry_gen(to));
     return true;
 }
 
@@ -265,6 +267,31 @@ static unsigned build_write(struct batch *bt, struct tier *t, unsigned nr, unsig
     return k;
 }
 
+/* The writes of a huge page, put @i: as many as its tier needs for a run of slots. */
+static void build_huge(struct batch *bt, struct tier *t, unsigned i)
+{
+    const struct tier_put *put = &bt->puts[i];
+    uint64_t n;
+
+    for (uint64_t done = 0; done < HUGE_PAGE_UNITS; done += n) {
+        struct iovec *iov = &bt->iovs[bt->nr_ios];
+
+        n = t->ops->extent(t, put->slot + done, HUGE_PAGE_UNITS - done);
+        *iov =
+            (struct iovec){.iov_base = (char *)(uintptr_t)put->data + done * PAGE_SIZE_4K,
+                           .iov_len = n * PAGE_SIZE_4K};
+        bt->ios[bt->nr_ios++] = (struct tier_io){.tier = t,
+                                                 .write = true,
+                                                 .slot = put->slot + done,
+                                                 .region_id = put->region_id,
+                                                 .pfn = put->pfn,
+                                                 .iov = iov,
+                                                 .nr_iov = 1,
+                                                 .length = n * PAGE_SIZE_4K,
+                                                 .owner = &bt->chosen[i]};
+    }
+}
+
 static void write_failed(struct batch *bt, const struct tier_io *io)
 {
     struct tier *t = io->tier;
@@ -288,6 +315,10 @@ static void begin_writes(struct batch *bt, struct tier *t)
     while (i < bt->nr_puts) {
         if (bt->puts[i].result) {
             i++;
+            continue;
+        }
+        if (region_is_huge(bt->chosen[i]->region)) {
+            build_huge(bt, t, i++);
             continue;
         }
         i = build_write(bt, t, bt->nr_puts, i, &bt->ios[bt->nr_ios++], &nr_iov);
@@ -338,11 +369,14 @@ static void end_writes(struct batch *bt)
         if (io->result) {
             write_failed(bt, io);
         }
-        for (uint64_t k = 0; k < io->length / PAGE_SIZE_4K; k++) {
+        uint64_t n = region_is_huge(items[0]->region) ? 1 : io->length / PAGE_SIZE_4K;
+
+        for (uint64_t k = 0; k < n; k++) {
             if (io->result) {
                 release_slot(items[k]);
             } else {
-                items[k]->written = true;
+                /* a huge page has lost its slots when another part of it failed */
+                items[k]->written = items[k]->has_slot;
             }
         }
     }
@@ -357,7 +391,11 @@ static void end_writes(struct batch *bt)
 static void put_in(struct batch *bt, struct tier *t)
 {
     bt->no_room = false;
-    tier_put(t, tier_queue_scratch(&bt->queue, t), bt->puts, bt->nr_puts);
+    if (region_is_huge(bt->chosen[0]->region)) {
+        bt->puts[0].result = tier_take_run(t, HUGE_PAGE_UNITS, &bt->puts[0].slot);
+    } else {
+        tier_put(t, tier_queue_scratch(&bt->queue, t), bt->puts, bt->nr_puts);
+    }
     for (unsigned i = 0; i < bt->nr_puts; i++) {
         struct item *it = bt->chosen[i];
 
@@ -374,10 +412,10 @@ static void put_in(struct batch *bt, struct tier *t)
         it->slot = bt->puts[i].slot;
         it->has_slot = true;
         it->written = t->put_stores;
-        if (!announce(bt, it)) {
+        if (!announce(it)) {
             /* written all the same, to keep the write in one piece, and freed after it */
             it->kind = ITEM_DROPPED;
-            stats_add(&bt->vm->stats->evicted_cancelled, 1);
+            stats_add(&bt->vm->stats->evicted_cancelled, region_units(it->region));
         }
     }
 }
@@ -445,7 +483,7 @@ static void lift_unchanged(struct batch *bt)
         struct item *it = &bt->items[i];
 
         if (it->kind == ITEM_UNCHANGED && entry_tier(it->entry) > t->index &&
-            !region_is_raw(it->region, it->pfn)) {
+            !region_is_huge(it->region) && !region_is_raw(it->region, it->pfn)) {
             bt->chosen[n] = it;
             bt->puts[n++] = (struct tier_put){
                 .data = it->data, .region_id = it->region->id, .pfn = it->pfn};
@@ -538,6 +576,7 @@ void batch_publish(struct batch *bt)
         struct item *it = &bt->items[i];
         struct region *r = it->region;
         entry_t *p = &r->entries[it->pfn];
+        unsigned units = region_units(r);
         uint64_t to;
 
         switch (it->kind) {
@@ -564,7 +603,7 @@ void batch_publish(struct batch *bt)
          * a changed record only means that it counts as dirty next time.
          */
         if (entry_load(p) != it->entry) {
-            stats_add(&stats->evicted_cancelled, 1);
+            stats_add(&stats->evicted_cancelled, units);
             release_slot(it);
             it->kind = ITEM_DROPPED;
             continue;
@@ -575,20 +614,20 @@ void batch_publish(struct batch *bt)
             __atomic_store_n(&r->records[it->pfn], it->checksum, __ATOMIC_RELEASE);
         }
         if (!entry_cas(p, it->entry, to)) {
-            stats_add(&stats->evicted_cancelled, 1);
+            stats_add(&stats->evicted_cancelled, units);
             release_slot(it);
             it->kind = ITEM_DROPPED;
             continue;
         }
-        evicted++;
+        evicted += units;
         r->ages[it->pfn] = 0; /* from here on: how long it has been stored (demote.c) */
-        passed_on += it->kind == ITEM_DIRTY && it->tier->index > 1;
-        vm_count_stored(bt->vm, to, 1);
+        passed_on += it->kind == ITEM_DIRTY && it->tier->index > 1 ? units : 0;
+        region_count_stored(r, to, 1);
         if (it->kind == ITEM_SAME) {
-            vm_free_slot(bt->vm, it->entry);
+            region_free_slots(r, it->entry);
         }
-        zero += it->kind == ITEM_SAME;
-        clean += it->kind == ITEM_UNCHANGED;
+        zero += it->kind == ITEM_SAME ? units : 0;
+        clean += it->kind == ITEM_UNCHANGED ? units : 0;
         it->has_slot = it->written = false; /* the entry's now */
         it->kind = ITEM_PUBLISHED;
     }
@@ -604,7 +643,7 @@ void batch_requeue(struct batch *bt)
         if (bt->items[i].kind == ITEM_DROPPED) {
             struct region *r = bt->items[i].region;
 
-            queue_push(bt->vm, &r->blocks[bt->items[i].pfn / BLOCK_PAGES]);
+            queue_push(bt->vm, &r->blocks[region_block(r, bt->items[i].pfn)]);
         }
     }
 }

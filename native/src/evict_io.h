@@ -16,8 +16,13 @@ struct vm;
 /* Batches of an evictor: all but one may wait for a tier that does not answer. */
 #define EVICT_BATCHES 4u
 
-/* Blocks of one batch, and so the size of its buffer: holes are read along. */
+/*
+ * Blocks of one batch, and so the size of its buffer: holes are read along.  A huge page
+ * is a batch by itself.
+ */
 #define BATCH_BLOCKS 8u
+#define BATCH_BYTES (BATCH_BLOCKS * BLOCK_PAGES * PAGE_SIZE_4K)
+_Static_assert(BATCH_BYTES >= PAGE_SIZE_2M, "a batch must hold a huge page");
 
 enum item_kind {
     ITEM_CLAIMED,   /* EVICTING, not looked at yet */

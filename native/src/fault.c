@@ -34,6 +34,7 @@
 #include "clock.h"
 #include "evict.h"
 #include "fill.h"
+#include "huge.h"
 #include "log.h"
 #include "region.h"
 #include "thread.h"
@@ -79,7 +80,7 @@ static enum serve_outcome take_back(struct shard *sh, uint64_t pfn, uint64_t e)
         return AGAIN_SOON;
     }
     stats_add(&r->vm->stats->faults_wp, 1);
-    out = uffd_wp(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K, false);
+    out = uffd_wp(sh->uffd, page_addr(r, pfn), region_page_bytes(r), false);
     region_release_page(r, pfn);
     return out == UFFD_DONE ? SERVED : out == UFFD_GONE ? GONE : AGAIN_SOON;
 }
@@ -98,9 +99,39 @@ static enum serve_outcome lift(struct shard *sh, uint64_t pfn, uint64_t e)
     if (!entry_cas(p, e, e | UFFDMM_ENTRY_BUSY)) {
         return AGAIN_SOON;
     }
-    out = uffd_wp(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K, false);
+    out = uffd_wp(sh->uffd, page_addr(r, pfn), region_page_bytes(r), false);
     region_release_page(r, pfn);
     return out == UFFD_DONE ? SERVED : out == UFFD_GONE ? GONE : AGAIN_SOON;
+}
+
+/* True when guest memory has the page. */
+static bool present(const struct region *r, uint64_t pfn)
+{
+    off_t off = (off_t)(pfn << r->page_shift);
+
+    if (region_is_huge(r)) {
+        return presence_of(&r->presence, (uint64_t)off, region_page_bytes(r));
+    }
+    return lseek(r->memfd, off, SEEK_DATA) == off;
+}
+
+/* A page of zeros where a hole is right. */
+static enum uffd_outcome install_zero(struct shard *sh, uint64_t pfn)
+{
+    struct region *r = sh->region;
+    enum uffd_outcome out;
+    size_t done;
+
+    if (!region_is_huge(r)) {
+        return uffd_zero(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K, &done);
+    }
+    if (!huge_claim_room(r->vm)) {
+        evict_kick(r->vm);
+        return UFFD_NO_PAGE;
+    }
+    out = huge_copy(sh, pfn, sh->zeros, &done);
+    huge_release_room(r->vm);
+    return out;
 }
 
 /*
@@ -113,13 +144,11 @@ static enum serve_outcome not_missing(struct shard *sh, uint64_t pfn, uint64_t e
 {
     struct region *r = sh->region;
     entry_t *p = &r->entries[pfn];
-    off_t off = (off_t)(pfn << PAGE_SHIFT_4K);
     enum uffd_outcome out;
-    size_t done;
 
     stats_add(&r->vm->stats->faults_spurious, 1);
-    if (lseek(r->memfd, off, SEEK_DATA) == off) {
-        out = uffd_wake(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K);
+    if (present(r, pfn)) {
+        out = uffd_wake(sh->uffd, page_addr(r, pfn), region_page_bytes(r));
         return out == UFFD_GONE ? GONE : SERVED;
     }
     if (!entry_cas(p, e, e | UFFDMM_ENTRY_BUSY)) {
@@ -139,16 +168,18 @@ static enum serve_outcome not_missing(struct shard *sh, uint64_t pfn, uint64_t e
             r->name, (unsigned long long)pfn);
         return BLOCKED;
     }
-    out = uffd_zero(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K, &done);
+    out = install_zero(sh, pfn);
     if (out == UFFD_DONE) {
-        atomic_fetch_add_explicit(&r->vm->resident, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&r->vm->resident, region_units(r),
+                                  memory_order_relaxed);
         stats_add(&r->vm->stats->faults_zero, 1);
     } else if (out == UFFD_PRESENT) {
-        uffd_wake(sh->uffd, page_addr(r, pfn), PAGE_SIZE_4K);
+        uffd_wake(sh->uffd, page_addr(r, pfn), region_page_bytes(r));
     }
     region_release_page(r, pfn);
     return out == UFFD_DONE || out == UFFD_PRESENT ? SERVED
            : out == UFFD_GONE                      ? GONE
+           : out == UFFD_NO_PAGE                   ? AGAIN_ROOM
                                                    : AGAIN_SOON;
 }
 
@@ -249,8 +280,11 @@ static enum serve_outcome bring_in(struct shard *sh, struct deferred *f, uint64_
     if (room < vm_margin_low(vm)) {
         evict_kick(vm);
     }
-    if (room <= 0) {
+    if (room < (int64_t)region_units(sh->region)) {
         return AGAIN_ROOM;
+    }
+    if (region_is_huge(sh->region)) {
+        return fill_begin(sh, f, f->pfn, 1, false); /* a read-ahead by itself */
     }
     if (max > room) {
         max = (uint32_t)room;
@@ -389,7 +423,7 @@ static void handle(struct shard *sh, const struct uffd_msg *msg, uint64_t now)
     if (msg->event != UFFD_EVENT_PAGEFAULT) {
         return;
     }
-    f.pfn = (msg->arg.pagefault.address - r->base) >> PAGE_SHIFT_4K;
+    f.pfn = (msg->arg.pagefault.address - r->base) >> r->page_shift;
     f.wp = (msg->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0;
     f.tid = msg->arg.pagefault.feat.ptid;
     if (msg->arg.pagefault.address < r->base || f.pfn < sh->first || f.pfn >= sh->end) {
@@ -589,11 +623,40 @@ static void *fault_thread(void *opaque)
     return NULL;
 }
 
-/* All windows and their buffers in one piece, in memory from the start. */
-static size_t windows_size(void)
+static size_t window_bytes(const struct shard *sh)
 {
-    return WINDOWS * (sizeof(struct window) + (size_t)WINDOW_MAX * PAGE_SIZE_4K) +
-           PAGE_SIZE_4K;
+    return region_is_huge(sh->region) ? PAGE_SIZE_2M : (size_t)WINDOW_MAX * PAGE_SIZE_4K;
+}
+
+/* All windows and their buffers in one piece, in memory from the start. */
+static size_t windows_size(const struct shard *sh)
+{
+    return sh->nr_windows * (sizeof(struct window) + window_bytes(sh)) + PAGE_SIZE_4K;
+}
+
+/* Zeros to copy from: UFFDIO_ZEROPAGE is not for huge pages.  Takes no memory. */
+static int map_zeros(struct shard *sh)
+{
+    void *map;
+
+    if (!region_is_huge(sh->region)) {
+        return 0;
+    }
+    map = mmap(NULL, PAGE_SIZE_2M, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
+               -1, 0);
+    if (map == MAP_FAILED) {
+        return -errno;
+    }
+    sh->zeros = map;
+    return 0;
+}
+
+static void unmap_zeros(struct shard *sh)
+{
+    if (sh->zeros) {
+        munmap(sh->zeros, PAGE_SIZE_2M);
+        sh->zeros = NULL;
+    }
 }
 
 int fault_prepare(struct shard *sh)
@@ -602,7 +665,8 @@ int fault_prepare(struct shard *sh)
     char *map;
     int ret;
 
-    map = mmap(NULL, windows_size(), PROT_READ | PROT_WRITE,
+    sh->nr_windows = region_is_huge(sh->region) ? WINDOWS_HUGE : WINDOWS;
+    map = mmap(NULL, windows_size(sh), PROT_READ | PROT_WRITE,
                MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (map == MAP_FAILED) {
         return -errno;
@@ -610,25 +674,28 @@ int fault_prepare(struct shard *sh)
     sh->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (sh->wake_fd < 0) {
         ret = -errno;
-        munmap(map, windows_size());
+        munmap(map, windows_size(sh));
         return ret;
     }
-    ret = heat_init(&sh->heat, (sh->end - sh->first) / BLOCK_PAGES + 2);
+    ret = map_zeros(sh);
+    if (!ret) {
+        ret = heat_init(&sh->heat, (sh->end - sh->first) / BLOCK_PAGES + 2);
+    }
     if (!ret) {
         ret = tier_queue_init(&sh->queue, vm->tiers, UFFDMM_TIERS_MAX);
     }
     if (ret) {
         heat_deinit(&sh->heat);
+        unmap_zeros(sh);
         close(sh->wake_fd);
-        munmap(map, windows_size());
+        munmap(map, windows_size(sh));
         return ret;
     }
     sh->window_map = map;
-    sh->windows =
-        (struct window *)(void *)(map + WINDOWS * (size_t)WINDOW_MAX * PAGE_SIZE_4K);
-    for (unsigned i = 0; i < WINDOWS; i++) {
+    sh->windows = (struct window *)(void *)(map + sh->nr_windows * window_bytes(sh));
+    for (unsigned i = 0; i < sh->nr_windows; i++) {
         sh->windows[i].shard = sh;
-        sh->windows[i].buffer = map + i * (size_t)WINDOW_MAX * PAGE_SIZE_4K;
+        sh->windows[i].buffer = map + i * window_bytes(sh);
     }
     sh->spin_ns = 0;
     readahead_init(&sh->readahead);
@@ -640,8 +707,9 @@ void fault_release(struct shard *sh)
     if (sh->window_map) {
         tier_queue_deinit(&sh->queue);
         heat_deinit(&sh->heat);
+        unmap_zeros(sh);
         close(sh->wake_fd);
-        munmap(sh->window_map, windows_size());
+        munmap(sh->window_map, windows_size(sh));
         sh->window_map = NULL;
     }
     if (sh->uffd >= 0) {

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "huge.h"
 #include "log.h"
 #include "queue.h"
 #include "vm.h"
@@ -96,7 +97,7 @@ static bool claim_page(struct window *w, uint32_t i)
         if (entry_tier(e) == UFFDMM_TIER_ZERO) {
             c->kind = r->records[pfn] ? CLAIM_WORD : CLAIM_ZERO;
             c->after = entry_make(UFFDMM_PAGE_RESIDENT, 0, 0, entry_gen(e), 0);
-        } else if (!t || !t->ops->valid(t, entry_slot(e))) {
+        } else if (!t || !tier_valid(t, entry_slot(e), region_units(r))) {
             lose(r, pfn, e);
             return false;
         } else if (!may_read(w, t, i == w->demand)) {
@@ -119,9 +120,9 @@ static bool claim_page(struct window *w, uint32_t i)
         return false;
     }
     if (entry_state(e) == UFFDMM_PAGE_DISCARDED) {
-        vm_free_slot(vm, e);
+        region_free_slots(r, e);
     } else if (entry_state(e) == UFFDMM_PAGE_STORED) {
-        vm_count_stored(vm, e, -1);
+        region_count_stored(r, e, -1);
     }
     return true;
 }
@@ -142,19 +143,22 @@ static bool claim_window(struct window *w)
 
 /* ---- reading ------------------------------------------------------------- */
 
-/* Starts the read of pages [@i, @i + @n), which are in neighbouring slots. */
-static void read_run(struct window *w, unsigned k, uint32_t i, uint32_t n)
+/*
+ * Starts the read of @nr_slots neighbouring slots from @slot on into @buffer: pages
+ * from @i on, or a part of a huge one.
+ */
+static void start_read(struct window *w, unsigned k, uint32_t i, uint64_t slot,
+                       char *buffer, uint64_t nr_slots)
 {
     struct shard *sh = w->shard;
     struct region *r = sh->region;
-    uint64_t e = w->claims[i].filling;
     struct tier_io *io = &w->ios[k];
 
-    w->iovs[k] = (struct iovec){.iov_base = window_buffer(w, i),
-                                .iov_len = (size_t)n * PAGE_SIZE_4K};
-    io->tier = vm_tier(r->vm, e);
+    w->iovs[k] =
+        (struct iovec){.iov_base = buffer, .iov_len = (size_t)nr_slots * PAGE_SIZE_4K};
+    io->tier = vm_tier(r->vm, w->claims[i].filling);
     io->write = false;
-    io->slot = entry_slot(e);
+    io->slot = slot;
     io->region_id = r->id;
     io->pfn = w->pfn + i;
     io->iov = &w->iovs[k];
@@ -165,6 +169,27 @@ static void read_run(struct window *w, unsigned k, uint32_t i, uint32_t n)
     tier_submit(&sh->queue, io);
 }
 
+/* Starts the read of pages [@i, @i + @n), which are in neighbouring slots. */
+static void read_run(struct window *w, unsigned k, uint32_t i, uint32_t n)
+{
+    start_read(w, k, i, entry_slot(w->claims[i].filling), window_buffer(w, i), n);
+}
+
+/* Starts the reads of a huge page: as many as its tier needs for a run of slots. */
+static void read_huge(struct window *w)
+{
+    struct vm *vm = w->shard->region->vm;
+    uint64_t e = w->claims[0].filling, n;
+    struct tier *t = vm_tier(vm, e);
+    unsigned k = 0;
+
+    w->error = 0;
+    for (uint64_t done = 0; done < HUGE_PAGE_UNITS; done += n) {
+        n = t->ops->extent(t, entry_slot(e) + done, HUGE_PAGE_UNITS - done);
+        start_read(w, k++, 0, entry_slot(e) + done, w->buffer + done * PAGE_SIZE_4K, n);
+    }
+}
+
 /* Starts to read all claimed pages that are in slots. */
 static void read_slots(struct window *w)
 {
@@ -172,6 +197,12 @@ static void read_slots(struct window *w)
     unsigned k = 0;
     uint32_t i = 0;
 
+    if (region_is_huge(w->shard->region)) {
+        if (w->claims[0].kind == CLAIM_SLOT) {
+            read_huge(w);
+        }
+        i = w->nr;
+    }
     while (i < w->nr) {
         uint64_t e = w->claims[i].filling, extent;
         uint32_t n = 1;
@@ -201,8 +232,26 @@ static bool verify(const struct window *w, uint32_t i)
     const struct region *r = w->shard->region;
     uint64_t pfn = w->pfn + i;
 
-    return page_checksum(window_buffer(w, i), r->id, pfn,
+    return page_checksum(window_buffer(w, i), region_page_bytes(r), r->id, pfn,
                          entry_gen(w->claims[i].filling)) == r->records[pfn];
+}
+
+/* Part of a huge page has been read; with the last one it is checked. */
+static void take_huge(struct window *w, const struct tier_io *io)
+{
+    struct claim *c = &w->claims[0];
+
+    if (io->result) {
+        w->error = io->result;
+    }
+    if (w->pending > 1) {
+        return;
+    }
+    c->ready = !w->error && verify(w, 0);
+    if (!c->ready && !w->error) {
+        stats_add(&w->shard->region->vm->stats->checksum_errors, 1);
+        stats_add(&io->tier->stats->checksum_errors, 1);
+    }
 }
 
 /* A read has ended: keeps what is right of it. */
@@ -211,6 +260,10 @@ static void take_read(struct window *w, const struct tier_io *io)
     struct vm *vm = w->shard->region->vm;
     uint32_t first = (uint32_t)(io->pfn - w->pfn);
 
+    if (region_is_huge(w->shard->region)) {
+        take_huge(w, io);
+        return;
+    }
     for (uint32_t i = first; i < first + io->length / PAGE_SIZE_4K; i++) {
         w->claims[i].ready = io->result == 0 && verify(w, i);
         if (w->claims[i].ready) {
@@ -240,7 +293,11 @@ static bool read_again(struct window *w)
         return false;
     }
     w->retries++;
-    read_run(w, 0, w->demand, 1);
+    if (region_is_huge(w->shard->region)) {
+        read_huge(w);
+    } else {
+        read_run(w, 0, w->demand, 1);
+    }
     tier_flush(&w->shard->queue);
     return true;
 }
@@ -262,11 +319,11 @@ static void give_up(struct window *w)
 
 /* ---- the end ------------------------------------------------------------- */
 
-static void fill_word(void *page, uint64_t word)
+static void fill_word(void *page, size_t bytes, uint64_t word)
 {
     uint64_t *p = page;
 
-    for (size_t i = 0; i < PAGE_SIZE_4K / sizeof(word); i++) {
+    for (size_t i = 0; i < bytes / sizeof(word); i++) {
         p[i] = word;
     }
 }
@@ -281,7 +338,8 @@ static uint32_t install_end(struct window *w, uint32_t i)
             break;
         }
         if (w->claims[i].kind == CLAIM_WORD) {
-            fill_word(window_buffer(w, i), w->shard->region->records[w->pfn + i]);
+            fill_word(window_buffer(w, i), region_page_bytes(w->shard->region),
+                      w->shard->region->records[w->pfn + i]);
         }
     }
     return i;
@@ -337,18 +395,23 @@ static enum serve_outcome finish(struct window *w)
  */
 static struct window *take_window(struct shard *sh, unsigned tier)
 {
-    uint32_t free = ~sh->windows_used & ((1u << WINDOWS) - 1);
+    uint32_t free = ~sh->windows_used & ((1u << sh->nr_windows) - 1);
+    unsigned waiting = sh->nr_windows > 2 * WINDOWS_MEMORY
+                           ? sh->nr_windows - WINDOWS_MEMORY
+                           : sh->nr_windows - 1;
+    unsigned share = waiting / sh->region->vm->nr_waited;
     unsigned i, in_tier = 0;
 
     if (!free) {
         return NULL;
     }
     if (tier) {
-        for (i = 0; i < WINDOWS; i++) {
+        for (i = 0; i < sh->nr_windows; i++) {
             in_tier += (sh->windows_used >> i & 1) && sh->window_tier[i] == tier;
         }
-        if (__builtin_popcount(free) <= WINDOWS_MEMORY ||
-            in_tier >= (WINDOWS - WINDOWS_MEMORY) / sh->region->vm->nr_waited) {
+        unsigned in_use = sh->nr_windows - (unsigned)__builtin_popcount(free);
+
+        if (in_use >= waiting || in_tier >= (share ? share : 1)) {
             return NULL;
         }
     }
@@ -377,15 +440,30 @@ static unsigned waits_for(const struct vm *vm, uint64_t e)
     return t && !t->put_stores ? t->index : 0;
 }
 
+/* The window is free for another fault. */
+static void release_window(struct window *w)
+{
+    struct region *r = w->shard->region;
+
+    set_used(w, false);
+    if (region_is_huge(r)) {
+        huge_release_room(r->vm);
+    }
+}
+
 enum serve_outcome fill_begin(struct shard *sh, const struct deferred *f, uint64_t first,
                               uint32_t nr, bool guess)
 {
     struct region *r = sh->region;
     uint64_t e = entry_load(&r->entries[f->pfn]);
     struct window *w = take_window(sh, waits_for(r->vm, e));
+    enum serve_outcome out;
 
     if (!w) {
         return AGAIN_SOON;
+    }
+    if (region_is_huge(r) && !huge_claim_room(r->vm)) {
+        return AGAIN_ROOM;
     }
     w->fault = *f;
     w->pfn = first;
@@ -396,6 +474,7 @@ enum serve_outcome fill_begin(struct shard *sh, const struct deferred *f, uint64
     w->pending = w->retries = 0;
     w->error = 0;
     if (!claim_window(w)) {
+        release_window(w);
         e = entry_load(&r->entries[f->pfn]);
         return entry_state(e) == UFFDMM_PAGE_LOST ? BLOCKED : AGAIN_SOON;
     }
@@ -404,8 +483,9 @@ enum serve_outcome fill_begin(struct shard *sh, const struct deferred *f, uint64
     if (w->pending) {
         return PENDING;
     }
-    set_used(w, false);
-    return finish(w);
+    out = finish(w);
+    release_window(w);
+    return out;
 }
 
 bool fill_poll(struct shard *sh, struct deferred *f, enum serve_outcome *out)
@@ -424,7 +504,7 @@ bool fill_poll(struct shard *sh, struct deferred *f, enum serve_outcome *out)
         }
         *f = w->fault;
         *out = finish(w);
-        set_used(w, false);
+        release_window(w);
         return true;
     }
     return false;
@@ -449,6 +529,6 @@ void fill_abandon(struct shard *sh)
                 window_unclaim(w, i);
             }
         }
-        set_used(w, false);
+        release_window(w);
     }
 }

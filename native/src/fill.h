@@ -11,6 +11,9 @@ struct shard;
 /* Windows of a shard, and so the fills that can be under way at a time. */
 #define WINDOWS 16
 
+/* The same of a shard of huge pages: their buffers are 2 MiB. */
+#define WINDOWS_HUGE 4
+
 /* Of them, kept for pages that come from memory when the rest waits for stores. */
 #define WINDOWS_MEMORY 2
 
@@ -37,7 +40,7 @@ struct deferred {
 /*
  * Starts to bring in the page of @f, which is EMPTY, DISCARDED or STORED, and
  * with it what can be had of the pages [@first, @first + @nr), which contain it
- * and belong to the shard; @nr is at most WINDOW_MAX.  @guess: the others are not known
+ * and belong to the shard; @nr is at most WINDOW_MAX, 1 of huge pages.  @guess: the others are not known
  * to be wanted.  Called by the shard's own thread only.
  */
 enum serve_outcome fill_begin(struct shard *sh, const struct deferred *f, uint64_t first,

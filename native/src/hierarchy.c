@@ -11,15 +11,16 @@
 #include "track.h"
 #include "vm.h"
 
-void vm_free_slot(struct vm *vm, uint64_t e)
+void region_free_slots(struct region *r, uint64_t e)
 {
     static uint64_t logged;
-    struct tier *t = vm_tier(vm, e);
+    struct tier *t = vm_tier(r->vm, e);
 
     if (!entry_slot(e) || !t || (e & UFFDMM_ENTRY_WRITING)) {
         return;
     }
-    if (!t->ops->free(t, entry_slot(e)) && log_ratelimit(&logged, NSEC_PER_SEC)) {
+    if (!tier_free(t, entry_slot(e), region_units(r)) &&
+        log_ratelimit(&logged, NSEC_PER_SEC)) {
         log_error(
             "slot %llu of tier %s is named by the table but free: the table is damaged",
             (unsigned long long)entry_slot(e), t->config->name);

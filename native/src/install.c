@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "huge.h"
 #include "log.h"
 #include "queue.h"
 #include "region.h"
@@ -38,7 +39,7 @@ void window_unclaim(struct window *w, uint32_t i)
         /* its message has found it busy, and nobody else may come by */
         region_reap_discard(r, w->pfn + i);
     } else if (entry_state(c->before) == UFFDMM_PAGE_STORED) {
-        vm_count_stored(r->vm, c->before, 1);
+        region_count_stored(r, c->before, 1);
     }
     c->kind = CLAIM_NONE;
 }
@@ -55,17 +56,17 @@ static void settle(struct window *w, uint32_t i)
     r->ages[pfn] = w->guess && i != w->demand ? AGE_AHEAD_FRESH : AGE_NEW_FRESH;
     if (entry_cas(p, c->filling | UFFDMM_ENTRY_INSTALL, c->after)) {
         if (entry_slot(c->filling) && !entry_slot(c->after)) {
-            vm_free_slot(r->vm, c->filling);
+            region_free_slots(r, c->filling);
         }
     } else {
         uint64_t e = entry_load(p);
 
-        vm_free_slot(r->vm, e);
+        region_free_slots(r, e);
         atomic_store_explicit(
             p, entry_make(UFFDMM_PAGE_RESIDENT, UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e), 0),
             memory_order_release);
     }
-    queue_push(r->vm, &r->blocks[pfn / BLOCK_PAGES]);
+    queue_push(r->vm, &r->blocks[region_block(r, pfn)]);
 }
 
 static enum uffd_outcome install(struct window *w, uint32_t i, uint32_t end, bool zero,
@@ -73,9 +74,12 @@ static enum uffd_outcome install(struct window *w, uint32_t i, uint32_t end, boo
 {
     struct shard *sh = w->shard;
     uint64_t addr = page_addr(sh->region, w->pfn + i);
-    size_t len = (size_t)(end - i) * PAGE_SIZE_4K;
+    size_t len = (size_t)(end - i) << sh->region->page_shift;
 
     *done = 0;
+    if (region_is_huge(sh->region)) {
+        return huge_copy(sh, w->pfn, zero ? sh->zeros : window_buffer(w, i), done);
+    }
     if (zero) {
         return uffd_zero(sh->uffd, addr, len, done);
     }
@@ -115,8 +119,9 @@ static enum serve_outcome install_run(struct window *w, uint32_t i, uint32_t end
         size_t done;
         enum uffd_outcome out = install(w, i, end, zero, &done);
 
-        for (size_t n = done / PAGE_SIZE_4K; n; n--, i++) {
-            atomic_fetch_add_explicit(&r->vm->resident, 1, memory_order_relaxed);
+        for (size_t n = done >> r->page_shift; n; n--, i++) {
+            atomic_fetch_add_explicit(&r->vm->resident, region_units(r),
+                                      memory_order_relaxed);
             settle(w, i);
         }
         if (out == UFFD_DONE) {
@@ -125,8 +130,11 @@ static enum serve_outcome install_run(struct window *w, uint32_t i, uint32_t end
         if (out == UFFD_PRESENT && !done) {
             /* memory has the page: memory wins, and who waits looks again */
             settle(w, i);
-            uffd_wake(sh->uffd, page_addr(r, w->pfn + i), PAGE_SIZE_4K);
+            uffd_wake(sh->uffd, page_addr(r, w->pfn + i), region_page_bytes(r));
             i++;
+        } else if (out == UFFD_NO_PAGE) {
+            result = AGAIN_ROOM;
+            break;
         } else if (out == UFFD_AGAIN || done) {
             if (!done && ++tries > INSTALL_TRIES) {
                 result = AGAIN_SOON;

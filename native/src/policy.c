@@ -9,6 +9,7 @@
 
 /* Less than this and a guest does nothing but fault. */
 #define LIMIT_MIN_BYTES (8ULL << 20)
+#define LIMIT_MIN_HUGE_BYTES (16ULL << 20)
 
 #define DEMOTE_MAX_MS (365ULL * 24 * 3600 * 1000)
 
@@ -73,6 +74,7 @@ void policy_init(struct vm *vm)
     uint64_t limit = o->limit_bytes;
 
     vm->limit_percent = o->limit_percent;
+    atomic_store(&vm->host_limit, UINT64_MAX);
     if (own && own->has_limit) {
         limit = own->limit_bytes;
         vm->limit_percent = own->limit_percent;
@@ -98,7 +100,22 @@ static uint64_t limit_min(const struct vm *vm)
 {
     uint64_t ram = stats_get(&vm->stats->ram_bytes);
 
-    return ram < LIMIT_MIN_BYTES ? ram : LIMIT_MIN_BYTES;
+    uint64_t least = atomic_load(&vm->nr_huge) ? LIMIT_MIN_HUGE_BYTES : LIMIT_MIN_BYTES;
+
+    return ram < least ? ram : least;
+}
+
+/* RAM of the VM in huge pages, which only some tiers take. */
+static uint64_t huge_bytes(const struct vm *vm)
+{
+    uint64_t bytes = 0;
+
+    for (unsigned i = 0; i < UFFDMM_REGIONS_MAX; i++) {
+        const struct region *r = vm->regions[i];
+
+        bytes += r && region_is_huge(r) ? r->size : 0;
+    }
+    return bytes;
 }
 
 /*
@@ -108,6 +125,7 @@ static uint64_t limit_min(const struct vm *vm)
 static int reserve(struct vm *vm, uint64_t ram, uint64_t limit, char *err, size_t err_len)
 {
     uint64_t need = ram > limit ? ram - limit : 0, room = 0, more;
+    uint64_t huge = huge_bytes(vm), huge_room = 0;
 
     for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
         struct tier *t = vm->tiers[i];
@@ -121,9 +139,17 @@ static int reserve(struct vm *vm, uint64_t ram, uint64_t limit, char *err, size_
             return ret;
         }
         room += stats_get(&t->stats->capacity_bytes);
+        if (t->ops->take_run) {
+            huge_room += stats_get(&t->stats->capacity_bytes);
+        }
+    }
+    if (huge > limit && huge_room < huge - limit + 2 * (uint64_t)PAGE_SIZE_2M) {
+        /* the pools do not count */
+        need = huge - limit;
+        room = huge_room;
     }
     /* a batch needs room beside what is stored already */
-    more = need + 2 * (uint64_t)BATCH_PAGES * PAGE_SIZE_4K;
+    more = need + 2 * (uint64_t)(huge ? PAGE_SIZE_2M : BATCH_PAGES * PAGE_SIZE_4K);
     if (need && room < more) {
         snprintf(
             err, err_len,
@@ -149,6 +175,14 @@ int policy_region_added(struct vm *vm, char *err, size_t err_len)
         set_limit(vm, limit);
     }
     bound_tiers(vm);
+    if (atomic_load(&vm->nr_huge) && limit && limit < limit_min(vm)) {
+        snprintf(err, err_len,
+                 "limit of %llu MiB is too small for VM '%s' with pages of 2 MiB: use at "
+                 "least %llu MiB",
+                 (unsigned long long)(limit >> 20), vm->name,
+                 (unsigned long long)(limit_min(vm) >> 20));
+        return -EINVAL;
+    }
     return reserve(vm, ram, limit ? limit : ram, err, err_len);
 }
 

@@ -62,6 +62,19 @@ struct block *queue_pop(struct vm *vm)
     return b;
 }
 
+void queue_put_back(struct vm *vm, struct block *b)
+{
+    if (atomic_exchange(&b->queued, true)) {
+        return; /* a fill was faster */
+    }
+    pthread_mutex_lock(&vm->queue_lock);
+    b->prev = &vm->queue;
+    b->next = vm->queue.next;
+    b->next->prev = b;
+    vm->queue.next = b;
+    pthread_mutex_unlock(&vm->queue_lock);
+}
+
 void queue_remove_region(struct vm *vm, struct region *r)
 {
     struct block *b, *next;

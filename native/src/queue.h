@@ -23,6 +23,9 @@ void queue_touch(struct vm *vm, struct block *b);
 /* Takes the oldest block out, NULL when there is none. */
 struct block *queue_pop(struct vm *vm);
 
+/* Puts a block that was taken out back to the old end. */
+void queue_put_back(struct vm *vm, struct block *b);
+
 /* Takes every block of @r out. */
 void queue_remove_region(struct vm *vm, struct region *r);
 

@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/memfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "fault.h"
@@ -23,10 +25,10 @@ static uint64_t page_align(uint64_t v)
     return (v + PAGE_SIZE_4K - 1) & ~(uint64_t)(PAGE_SIZE_4K - 1);
 }
 
-/* A sealed memfd of fixed size; negative errno on failure. */
-static int sealed_memfd(const char *name, uint64_t size)
+/* A sealed memfd of fixed size, @flags beside the usual ones; negative errno on failure. */
+static int sealed_memfd(const char *name, unsigned flags, uint64_t size)
 {
-    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
     int ret;
 
     if (fd < 0) {
@@ -50,7 +52,7 @@ static int table_create(struct region *r)
     void *map;
 
     r->table_size = ages + page_align(r->nr_pages);
-    r->table_fd = sealed_memfd("uffdmm-table", r->table_size);
+    r->table_fd = sealed_memfd("uffdmm-table", 0, r->table_size);
     if (r->table_fd < 0) {
         return r->table_fd;
     }
@@ -66,7 +68,7 @@ static int table_create(struct region *r)
     *r->header = (struct uffdmm_table_header){
         .magic = UFFDMM_TABLE_MAGIC,
         .version = UFFDMM_TABLE_VERSION,
-        .page_size = PAGE_SIZE_4K,
+        .page_size = region_page_bytes(r),
         .nr_pages = r->nr_pages,
         .entries_offset = entries,
         .records_offset = records,
@@ -82,7 +84,7 @@ static int table_create(struct region *r)
 
 static int blocks_create(struct region *r)
 {
-    r->nr_blocks = (uint32_t)((r->nr_pages + BLOCK_PAGES - 1) / BLOCK_PAGES);
+    r->nr_blocks = (uint32_t)((r->nr_pages + r->block_pages - 1) / r->block_pages);
     r->blocks = calloc(r->nr_blocks, sizeof(*r->blocks));
     r->raw = calloc((r->nr_pages + 63) / 64, sizeof(*r->raw));
     if (!r->blocks || !r->raw) {
@@ -100,6 +102,7 @@ static void region_free(struct region *r)
     for (unsigned i = 0; i < r->nr_shards; i++) {
         fault_release(&r->shards[i]);
     }
+    presence_deinit(&r->presence);
     if (r->table) {
         munmap(r->table, r->table_size);
     }
@@ -117,23 +120,43 @@ static void region_free(struct region *r)
     free(r);
 }
 
+/* True when some tier of the VM takes huge pages. */
+static bool any_takes_runs(const struct vm *vm)
+{
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        if (vm->tiers[i] && vm->tiers[i]->ops->take_run) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static int check_request(const struct vm *vm, const struct uffdmm_region_create *req,
                          char *err, size_t err_len)
 {
-    if (req->page_size != PAGE_SIZE_4K) {
-        snprintf(err, err_len, "page size %llu is not supported: use 4096",
+    if (req->page_size != PAGE_SIZE_4K && req->page_size != PAGE_SIZE_2M) {
+        snprintf(err, err_len, "page size %llu is not supported: use 4096 or 2097152",
                  (unsigned long long)req->page_size);
         return -EINVAL;
     }
-    if (!req->size || req->size % PAGE_SIZE_4K || req->size > REGION_MAX_BYTES) {
+    if (!req->size || req->size % req->page_size || req->size > REGION_MAX_BYTES) {
         snprintf(err, err_len,
-                 "size %llu of region '%s' is not a multiple of 4096 from 4096 to %llu",
+                 "size %llu of region '%s' is not a multiple of %llu from %llu to %llu",
                  (unsigned long long)req->size, req->name,
+                 (unsigned long long)req->page_size, (unsigned long long)req->page_size,
                  (unsigned long long)REGION_MAX_BYTES);
         return -EINVAL;
     }
+    if (req->page_size == PAGE_SIZE_2M && !any_takes_runs(vm)) {
+        snprintf(
+            err, err_len,
+            "region '%s' has pages of 2 MiB, which a pool does not take: add a tier of "
+            "type file or nbd, or leave out hugetlb=on",
+            req->name);
+        return -EINVAL;
+    }
     if (req->nr_shards < 1 || req->nr_shards > UFFDMM_SHARDS_MAX ||
-        req->size / PAGE_SIZE_4K < req->nr_shards) {
+        req->size / req->page_size < req->nr_shards) {
         snprintf(err, err_len, "%u shards for region '%s': use 1 to %d", req->nr_shards,
                  req->name, UFFDMM_SHARDS_MAX);
         return -EINVAL;
@@ -198,7 +221,9 @@ int region_create(struct vm *vm, const struct uffdmm_region_create *req,
     r->memfd = r->table_fd = r->pagemap_fd = r->link_fd = -1;
     snprintf(r->name, sizeof(r->name), "%s", req->name);
     r->size = req->size;
-    r->nr_pages = req->size / PAGE_SIZE_4K;
+    r->page_shift = req->page_size == PAGE_SIZE_2M ? PAGE_SHIFT_2M : PAGE_SHIFT_4K;
+    r->block_pages = region_is_huge(r) ? 1 : BLOCK_PAGES;
+    r->nr_pages = req->size >> r->page_shift;
     r->nr_shards = req->nr_shards;
     for (unsigned i = 0; i < r->nr_shards; i++) {
         r->shards[i].region = r;
@@ -207,8 +232,13 @@ int region_create(struct vm *vm, const struct uffdmm_region_create *req,
         r->shards[i].first = i * r->nr_pages / r->nr_shards;
         r->shards[i].end = (i + 1) * r->nr_pages / r->nr_shards;
     }
-    r->memfd = sealed_memfd("uffdmm-ram", r->size);
+    presence_clear(&r->presence);
+    r->memfd = sealed_memfd("uffdmm-ram",
+                            region_is_huge(r) ? MFD_HUGETLB | MFD_HUGE_2MB : 0, r->size);
     ret = r->memfd < 0 ? r->memfd : table_create(r);
+    if (!ret && region_is_huge(r)) {
+        ret = presence_init(&r->presence, r->memfd, r->size);
+    }
     if (!ret) {
         ret = blocks_create(r);
     }
@@ -216,14 +246,18 @@ int region_create(struct vm *vm, const struct uffdmm_region_create *req,
         ret = fault_prepare(&r->shards[i]);
     }
     if (ret) {
-        snprintf(err, err_len, "cannot set up region '%s' of %llu MiB: %s", r->name,
-                 (unsigned long long)(r->size >> 20), strerror(-ret));
+        snprintf(err, err_len,
+                 "cannot set up region '%s' of %llu MiB in pages of %zu KiB: %s", r->name,
+                 (unsigned long long)(r->size >> 20), region_page_bytes(r) >> 10,
+                 strerror(-ret));
         region_free(r);
         return ret;
     }
     lock_regions(vm);
     vm->regions[index] = r;
     pthread_rwlock_unlock(&vm->regions_lock);
+    atomic_fetch_add(&vm->nr_blocks, r->nr_blocks);
+    atomic_fetch_add(&vm->nr_huge, region_is_huge(r));
     stats_add(&vm->stats->nr_regions, 1);
     stats_add(&vm->stats->ram_bytes, r->size);
     stats_add(&vm->stats->table_bytes, r->table_size);
@@ -264,7 +298,8 @@ static int check_attach(const struct region *r, const struct uffdmm_region_attac
             (unsigned long long)r->size, r->nr_shards);
         return -EINVAL;
     }
-    if (!req->base || req->base % PAGE_SIZE_4K || req->base > UINT64_MAX - req->size) {
+    if (!req->base || req->base % region_page_bytes(r) ||
+        req->base > UINT64_MAX - req->size) {
         snprintf(err, err_len,
                  "base address %#llx of region '%s' is not page-aligned or too high",
                  (unsigned long long)req->base, r->name);
@@ -295,12 +330,30 @@ static int check_attach(const struct region *r, const struct uffdmm_region_attac
     return 0;
 }
 
+/* A page that was there before we serve: RESIDENT, and the evictor may have it. */
+static void adopt_page(struct region *r, uint64_t pfn, unsigned flags)
+{
+    atomic_store(&r->entries[pfn], entry_make(UFFDMM_PAGE_RESIDENT, flags, 0, 0, 0));
+    queue_push(r->vm, &r->blocks[region_block(r, pfn)]);
+}
+
 /*
- * Invariant 4 of docs/architecture.md: present pages RESIDENT, then unprotect,
- * then wake.  On a first attach memory is empty unless QEMU wrote before it
- * registered, and both calls prove that each userfaultfd covers its slice.
+ * hugetlbfs does not know its holes: SEEK_DATA finds data everywhere.  When there is
+ * anything at all, each page may be there, and if it is a hole it reads as zero.
  */
-static int adopt_memory(struct region *r, char *err, size_t err_len)
+static void adopt_huge(struct region *r)
+{
+    struct stat st;
+
+    if (fstat(r->memfd, &st) == 0 && !st.st_blocks) {
+        return;
+    }
+    for (uint64_t pfn = 0; pfn < r->nr_pages; pfn++) {
+        adopt_page(r, pfn, UFFDMM_ENTRY_MAYHOLE);
+    }
+}
+
+static void adopt_small(struct region *r)
 {
     off_t pos = 0;
 
@@ -309,14 +362,27 @@ static int adopt_memory(struct region *r, char *err, size_t err_len)
 
         for (uint64_t pfn = (uint64_t)pos / PAGE_SIZE_4K;
              pfn < (uint64_t)end / PAGE_SIZE_4K; pfn++) {
-            atomic_store(&r->entries[pfn], entry_make(UFFDMM_PAGE_RESIDENT, 0, 0, 0, 0));
-            queue_push(r->vm, &r->blocks[pfn / BLOCK_PAGES]);
+            adopt_page(r, pfn, 0);
         }
         pos = end;
     }
+}
+
+/*
+ * Invariant 4 of docs/architecture.md: present pages RESIDENT, then unprotect,
+ * then wake.  On a first attach memory is empty unless QEMU wrote before it
+ * registered, and both calls prove that each userfaultfd covers its slice.
+ */
+static int adopt_memory(struct region *r, char *err, size_t err_len)
+{
+    if (region_is_huge(r)) {
+        adopt_huge(r);
+    } else {
+        adopt_small(r);
+    }
     for (unsigned i = 0; i < r->nr_shards; i++) {
         struct shard *sh = &r->shards[i];
-        size_t len = (size_t)(sh->end - sh->first) * PAGE_SIZE_4K;
+        size_t len = (size_t)(sh->end - sh->first) << r->page_shift;
 
         if (uffd_wp(sh->uffd, page_addr(r, sh->first), len, false) != UFFD_DONE ||
             uffd_wake(sh->uffd, page_addr(r, sh->first), len) != UFFD_DONE) {
@@ -413,10 +479,12 @@ void region_destroy(struct region *r)
 
         /* no thread works on the region any more: no slot is being written */
         if (entry_state(e) == UFFDMM_PAGE_STORED) {
-            vm_count_stored(vm, e, -1);
+            region_count_stored(r, e, -1);
         }
-        vm_free_slot(vm, e & ~(uint64_t)UFFDMM_ENTRY_WRITING);
+        region_free_slots(r, e & ~(uint64_t)UFFDMM_ENTRY_WRITING);
     }
+    atomic_fetch_sub(&vm->nr_blocks, r->nr_blocks);
+    atomic_fetch_sub(&vm->nr_huge, region_is_huge(r));
     stats_add(&vm->stats->nr_regions, (uint64_t)-1);
     stats_add(&vm->stats->ram_bytes, (uint64_t)-r->size);
     stats_add(&vm->stats->table_bytes, (uint64_t)-r->table_size);
@@ -426,8 +494,9 @@ void region_destroy(struct region *r)
 
 bool region_range_ok(const struct region *r, uint64_t offset, uint64_t length)
 {
-    return length && !(offset % PAGE_SIZE_4K) && !(length % PAGE_SIZE_4K) &&
-           length <= r->size && offset <= r->size - length;
+    return length && !(offset % region_page_bytes(r)) &&
+           !(length % region_page_bytes(r)) && length <= r->size &&
+           offset <= r->size - length;
 }
 
 bool region_reap_discard(struct region *r, uint64_t pfn)
@@ -445,8 +514,8 @@ bool region_reap_discard(struct region *r, uint64_t pfn)
             entry_make(UFFDMM_PAGE_EMPTY, UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e), 0))) {
         return false;
     }
-    vm_free_slot(r->vm, e);
-    stats_add(&r->vm->stats->discarded, 1);
+    region_free_slots(r, e);
+    stats_add(&r->vm->stats->discarded, region_units(r));
     return true;
 }
 
@@ -460,7 +529,7 @@ uint64_t region_discarded(struct region *r, uint64_t offset, uint64_t length)
 {
     uint64_t pages = 0;
 
-    for (uint64_t pfn = offset / PAGE_SIZE_4K; pfn < (offset + length) / PAGE_SIZE_4K;
+    for (uint64_t pfn = offset >> r->page_shift; pfn < (offset + length) >> r->page_shift;
          pfn++) {
         pages += region_reap_discard(r, pfn);
     }
@@ -479,7 +548,7 @@ void region_recount(struct vm *vm)
 
             if (entry_state(e) == UFFDMM_PAGE_STORED &&
                 entry_tier(e) < UFFDMM_TIERS_MAX) {
-                stored[entry_tier(e)]++;
+                stored[entry_tier(e)] += region_units(r);
             }
         }
     }

@@ -21,7 +21,7 @@
 #define WORD_BITS 64
 
 /* How many candidate runs to look at before taking the longest of them. */
-#define SEARCH_RUNS 64
+#define SEARCH_RUNS 64u
 
 static bool bit_test(const uint64_t *map, uint64_t i)
 {
@@ -106,15 +106,14 @@ int slots_grow(struct slots *s, uint64_t nr)
 
 /*
  * Longest free run in [@from, @to), the first of @want slots if there is one;
- * looks at no more than SEARCH_RUNS of them.  Returns its length.
+ * looks at no more than @max_runs of them.  Returns its length.
  */
 static uint64_t search(const struct slots *s, uint64_t from, uint64_t to, uint64_t want,
-                       uint64_t *start)
+                       uint64_t max_runs, uint64_t *start)
 {
-    uint64_t best = 0, i = from;
-    unsigned seen = 0;
+    uint64_t best = 0, i = from, seen = 0;
 
-    while (i < to && seen < SEARCH_RUNS) {
+    while (i < to && seen < max_runs) {
         uint64_t begin = bit_next(s->taken, i, to, false);
         uint64_t end;
 
@@ -135,33 +134,56 @@ static uint64_t search(const struct slots *s, uint64_t from, uint64_t to, uint64
     return best;
 }
 
+/* Marks a run as taken; the next search begins behind it. */
+static void take(struct slots *s, uint64_t start, uint64_t len)
+{
+    for (uint64_t i = start; i < start + len; i++) {
+        bit_set(s->taken, i);
+        bit_set(s->written, i);
+    }
+    s->used += len;
+    if (len) {
+        s->hand = start + len < s->nr ? start + len : 1;
+    }
+}
+
 uint64_t slots_alloc(struct slots *s, uint64_t want, uint64_t *start)
 {
-    uint64_t len, other, at = 0, i;
+    uint64_t len, other, at = 0;
 
     pthread_mutex_lock(&s->lock);
     if (!want || s->used + 1 >= s->nr) {
         pthread_mutex_unlock(&s->lock);
         return 0;
     }
-    len = search(s, s->hand, s->nr, want, start);
+    len = search(s, s->hand, s->nr, want, SEARCH_RUNS, start);
     if (len < want) {
-        other = search(s, 1, s->hand, want, &at);
+        other = search(s, 1, s->hand, want, SEARCH_RUNS, &at);
         if (other > len) {
             len = other;
             *start = at;
         }
     }
-    for (i = *start; i < *start + len; i++) {
-        bit_set(s->taken, i);
-        bit_set(s->written, i);
-    }
-    s->used += len;
-    if (len) {
-        s->hand = *start + len < s->nr ? *start + len : 1;
-    }
+    take(s, *start, len);
     pthread_mutex_unlock(&s->lock);
     return len;
+}
+
+bool slots_alloc_run(struct slots *s, uint64_t want, uint64_t *start)
+{
+    uint64_t at = 0;
+    bool found;
+
+    pthread_mutex_lock(&s->lock);
+    found = s->used + want < s->nr &&
+            (search(s, s->hand, s->nr, want, UINT64_MAX, &at) == want ||
+             search(s, 1, s->nr, want, UINT64_MAX, &at) == want);
+    if (found) {
+        take(s, at, want);
+        *start = at;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return found;
 }
 
 bool slots_free(struct slots *s, uint64_t slot)

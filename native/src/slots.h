@@ -35,6 +35,12 @@ int slots_grow(struct slots *s, uint64_t nr);
  */
 uint64_t slots_alloc(struct slots *s, uint64_t want, uint64_t *start);
 
+/*
+ * Takes exactly @want neighbouring slots, wherever they are; it looks at the whole map.
+ * *@start is the first one.  False when there is no such run.
+ */
+bool slots_alloc_run(struct slots *s, uint64_t want, uint64_t *start);
+
 /* Gives one slot back.  False, and nothing done, when it was not taken. */
 bool slots_free(struct slots *s, uint64_t slot);
 

@@ -79,14 +79,20 @@ static void put_or_fail(struct tier *t, struct tier_scratch *s, struct tier_put 
     }
 }
 
+/* True while nothing new may be put into the tier. */
+static bool shut(const struct tier *t)
+{
+    return stats_get(&t->stats->state) == UFFDMM_TIER_AWAY ||
+           (!t->last && clock_ns() < __atomic_load_n(&t->avoid_until, __ATOMIC_RELAXED));
+}
+
 void tier_put(struct tier *t, struct tier_scratch *s, struct tier_put *puts, unsigned nr)
 {
     uint64_t max = __atomic_load_n(&t->max_bytes, __ATOMIC_RELAXED);
-    uint64_t state = stats_get(&t->stats->state), used;
     unsigned allowed = nr, refused = 0;
+    uint64_t used;
 
-    if (state == UFFDMM_TIER_AWAY ||
-        (!t->last && clock_ns() < __atomic_load_n(&t->avoid_until, __ATOMIC_RELAXED))) {
+    if (shut(t)) {
         allowed = 0;
     } else if (max != UINT64_MAX && !t->put_stores) {
         /* a tier that compresses knows only then what a page takes, and asks itself */
@@ -109,6 +115,39 @@ void tier_put(struct tier *t, struct tier_scratch *s, struct tier_put *puts, uns
     if (refused) {
         stats_add(&t->stats->refused, refused);
     }
+}
+
+int tier_take_run(struct tier *t, unsigned nr, uint64_t *slot)
+{
+    uint64_t max = __atomic_load_n(&t->max_bytes, __ATOMIC_RELAXED);
+    int ret = -E2BIG;
+
+    if (t->ops->take_run) {
+        ret = shut(t) || (max != UINT64_MAX &&
+                          t->ops->used(t) + (uint64_t)nr * PAGE_SIZE_4K > max)
+                  ? -ENOSPC
+                  : t->ops->take_run(t, nr, slot);
+    }
+    if (ret) {
+        stats_add(&t->stats->refused, nr);
+    }
+    return ret;
+}
+
+bool tier_free(struct tier *t, uint64_t slot, unsigned nr)
+{
+    bool ok = true;
+
+    for (unsigned i = 0; i < nr; i++) {
+        ok &= t->ops->free(t, slot + i);
+    }
+    return ok;
+}
+
+bool tier_valid(const struct tier *t, uint64_t slot, unsigned nr)
+{
+    return t->ops->valid(t, slot) &&
+           (nr == 1 || (t->ops->take_run && t->ops->valid(t, slot + nr - 1)));
 }
 
 uint64_t tier_pages(const struct tier *t)

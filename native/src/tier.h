@@ -77,6 +77,13 @@ struct tier_ops {
     void (*put)(struct tier *t, struct tier_scratch *s, struct tier_put *puts,
                 unsigned nr);
 
+    /*
+     * Takes a run of @nr neighbouring slots for a huge page, which the caller writes
+     * by as many transfers as extent() asks for; *@slot is its first.  0 or -ENOSPC.
+     * NULL: the tier takes no huge pages.
+     */
+    int (*take_run)(struct tier *t, unsigned nr, uint64_t *slot);
+
     /* Gives a slot back.  False, and nothing done, when it was not taken. */
     bool (*free)(struct tier *t, uint64_t slot);
 
@@ -153,6 +160,15 @@ int tier_open(struct tier *t, unsigned index, const struct tier_config *config,
  * the tier is away, or is slow or failing and not the last one.
  */
 void tier_put(struct tier *t, struct tier_scratch *s, struct tier_put *puts, unsigned nr);
+
+/* take_run() within what policy allows; -E2BIG when the tier takes no huge pages. */
+int tier_take_run(struct tier *t, unsigned nr, uint64_t *slot);
+
+/* Gives @nr slots from @slot on back.  False when some were not taken. */
+bool tier_free(struct tier *t, uint64_t slot, unsigned nr);
+
+/* True when an entry may name @slot for a page of @nr slots. */
+bool tier_valid(const struct tier *t, uint64_t slot, unsigned nr);
 
 /* Slots taken, in pages. */
 uint64_t tier_pages(const struct tier *t);

@@ -325,6 +325,11 @@ static void put(struct tier *t, struct tier_scratch *s, struct tier_put *puts,
     }
 }
 
+static int take_run(struct tier *t, unsigned nr, uint64_t *slot)
+{
+    return slots_alloc_run(&file_of(t)->slots, nr, slot) ? 0 : -ENOSPC;
+}
+
 static bool free_slot(struct tier *t, uint64_t slot)
 {
     return slots_free(&file_of(t)->slots, slot);
@@ -406,6 +411,7 @@ const struct tier_ops tier_file_ops = {
     .close = close_file,
     .reserve = reserve,
     .put = put,
+    .take_run = take_run,
     .free = free_slot,
     .valid = valid,
     .extent = extent,

@@ -495,6 +495,13 @@ static void nbd_put(struct tier *t, struct tier_scratch *s, struct tier_put *put
     }
 }
 
+static int nbd_take_run(struct tier *t, unsigned nr, uint64_t *slot)
+{
+    struct nbd_tier *n = t->priv;
+
+    return slots_alloc_run(&n->slots, nr, slot) ? 0 : -ENOSPC;
+}
+
 static bool nbd_valid(const struct tier *t, uint64_t slot)
 {
     const struct nbd_tier *n = t->priv;
@@ -605,6 +612,7 @@ const struct tier_ops tier_nbd_ops = {
     .close = nbd_close_tier,
     .reserve = nbd_reserve,
     .put = nbd_put,
+    .take_run = nbd_take_run,
     .free = nbd_free,
     .valid = nbd_valid,
     .extent = nbd_extent,

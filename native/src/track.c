@@ -73,6 +73,9 @@
 /* Scans whose counts are too small tell nothing. */
 #define SAMPLE_MIN 1024
 
+/* In samples a huge page says as much as this many of the others: it covers a block's worth. */
+#define HUGE_WEIGHT BLOCK_PAGES
+
 /* What one scan found: pages in memory, by what was known of them, and those used now. */
 struct sample {
     uint64_t was_used, was_used_again;
@@ -144,6 +147,8 @@ static void begin_look(struct region *r)
 /* One page in memory, and whether it was touched since the zap. */
 static void judge(struct region *r, uint64_t pfn, bool used, struct sample *s)
 {
+    uint64_t weight = region_is_huge(r) ? HUGE_WEIGHT : 1;
+    uint64_t used_weight = used ? weight : 0;
     uint8_t old = r->ages[pfn];
 
     switch (old) {
@@ -151,20 +156,20 @@ static void judge(struct region *r, uint64_t pfn, bool used, struct sample *s)
     case AGE_AHEAD_FRESH:
         return; /* mapped by its arrival: nothing is known */
     case AGE_NEW:
-        s->arrived++;
-        s->arrived_used += used;
+        s->arrived += weight;
+        s->arrived_used += used_weight;
         break;
     case AGE_AHEAD:
-        s->ahead++;
-        s->ahead_used += used;
+        s->ahead += weight;
+        s->ahead_used += used_weight;
         break;
     case 0:
-        s->was_used++;
-        s->was_used_again += used;
+        s->was_used += weight;
+        s->was_used_again += used_weight;
         break;
     default:
-        s->was_idle++;
-        s->was_idle_used += used;
+        s->was_idle += weight;
+        s->was_idle_used += used_weight;
     }
     if (used) {
         r->ages[pfn] = 0;
@@ -206,8 +211,8 @@ static int scan(struct vm *vm, struct region *r, struct sample *s)
             return -errno;
         }
         for (int i = 0; i < n; i++) {
-            uint64_t from = (vec[i].start - r->base) >> PAGE_SHIFT_4K;
-            uint64_t to = (vec[i].end - r->base) >> PAGE_SHIFT_4K;
+            uint64_t from = (vec[i].start - r->base) >> r->page_shift;
+            uint64_t to = (vec[i].end - r->base) >> r->page_shift;
 
             judge_range(r, next, from, false, s);
             judge_range(r, from, to, true, s);
@@ -220,8 +225,8 @@ static int scan(struct vm *vm, struct region *r, struct sample *s)
         arg.start = arg.walk_end;
     }
     judge_range(r, next, r->nr_pages, false, s);
-    stats_add(&vm->stats->scanned_pages, r->nr_pages);
-    stats_add(&vm->stats->touched_pages, touched);
+    stats_add(&vm->stats->scanned_pages, r->nr_pages * region_units(r));
+    stats_add(&vm->stats->touched_pages, touched * region_units(r));
     stats_add(&vm->stats->readahead_wasted, s->ahead - s->ahead_used - wasted_before);
     s->touched += touched;
     return 0;

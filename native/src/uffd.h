@@ -13,6 +13,7 @@ enum uffd_outcome {
     UFFD_DONE,    /* all of it */
     UFFD_PRESENT, /* stopped at a page that is there already (EEXIST) */
     UFFD_AGAIN,   /* the mapping is being changed, try later (EAGAIN) */
+    UFFD_NO_PAGE, /* no memory for it (huge.c) */
     UFFD_GONE,    /* the process behind it has ended (ESRCH) */
     UFFD_ERROR    /* anything else; errno is set */
 };

@@ -26,6 +26,7 @@
 #include "config.h"
 #include "options.h"
 #include "pagestate.h"
+#include "presence.h"
 #include "readahead.h"
 #include "stats.h"
 #include "fill.h"
@@ -75,9 +76,11 @@ struct shard {
 
     struct tier_queue queue;
     void *window_map;
-    struct window *windows;       /* WINDOWS of them */
+    struct window *windows;
+    unsigned nr_windows;
     uint32_t windows_used;        /* bit i: window i is in use, */
     uint8_t window_tier[WINDOWS]; /* and waits for this tier */
+    void *zeros;                  /* a huge page of zeros, in a shard of such */
     uint64_t last_read_ns;        /* clock_ns() when a read was last started */
     struct readahead readahead;
     struct heat heat;
@@ -86,7 +89,7 @@ struct shard {
     uint64_t spin_ns;
 };
 
-/* BLOCK_PAGES neighbouring pages: the unit in which the evictor looks. */
+/* Neighbouring pages (region_block()): the unit in which the evictor looks. */
 struct block {
     struct block *next, *prev; /* in the eviction queue */
     struct region *region;
@@ -99,6 +102,8 @@ struct region {
     uint32_t id;
     uint64_t serial; /* of all regions that this VM ever had */
     char name[UFFDMM_NAME_MAX];
+    unsigned page_shift;  /* of its pages, PAGE_SHIFT_4K or PAGE_SHIFT_2M */
+    unsigned block_pages; /* BLOCK_PAGES, or 1 of 2 MiB */
     uint64_t nr_pages;
     uint64_t size; /* bytes */
     uint64_t base; /* address in QEMU, once attached */
@@ -114,6 +119,7 @@ struct region {
     _Atomic uint64_t *raw; /* bitmap: the page did not compress when it was last tried */
     struct block *blocks;
     uint32_t nr_blocks;
+    struct presence presence;
     struct shard shards[UFFDMM_SHARDS_MAX];
     unsigned nr_shards;
     bool attached;
@@ -149,8 +155,12 @@ struct vm {
     uint64_t tier_bytes[UFFDMM_TIERS_MAX]; /* policy: most to be stored, 0: no bound */
     unsigned limit_percent;                /* of RAM, until a limit is chosen; 0: none */
     _Atomic uint64_t limit;                /* pages */
-    _Atomic uint32_t readahead_max;        /* pages */
-    bool limit_chosen;                     /* by SET_POLICY: no longer the default */
+    _Atomic uint64_t host_limit;    /* pages: what the host has huge pages for, huge.c */
+    _Atomic int64_t claimed;        /* of the room: by huge pages on their way in */
+    _Atomic uint32_t nr_blocks;     /* of all regions */
+    _Atomic uint32_t nr_huge;       /* regions of huge pages */
+    _Atomic uint32_t readahead_max; /* pages */
+    bool limit_chosen;              /* by SET_POLICY: no longer the default */
     _Atomic bool stop;
 
     /* eviction queue, oldest first (queue.c) */
@@ -180,7 +190,29 @@ struct vm {
 
 static inline uint64_t page_addr(const struct region *r, uint64_t pfn)
 {
-    return r->base + (pfn << PAGE_SHIFT_4K);
+    return r->base + (pfn << r->page_shift);
+}
+
+static inline size_t region_page_bytes(const struct region *r)
+{
+    return (size_t)1 << r->page_shift;
+}
+
+/* What a page of the region counts for, in pages of 4 KiB. */
+static inline unsigned region_units(const struct region *r)
+{
+    return 1u << (r->page_shift - PAGE_SHIFT_4K);
+}
+
+static inline bool region_is_huge(const struct region *r)
+{
+    return r->page_shift != PAGE_SHIFT_4K;
+}
+
+/* Block that a page belongs to. */
+static inline uint64_t region_block(const struct region *r, uint64_t pfn)
+{
+    return pfn / r->block_pages;
 }
 
 /* A hint that saves trying to compress a page again. */
@@ -218,26 +250,45 @@ static inline struct shard *page_shard(struct region *r, uint64_t pfn)
 /* Pages that may still be brought in before the limit is reached; may be negative. */
 static inline int64_t vm_room(const struct vm *vm)
 {
-    return (int64_t)atomic_load_explicit(&vm->limit, memory_order_relaxed) -
+    uint64_t limit = atomic_load_explicit(&vm->limit, memory_order_relaxed);
+    uint64_t host = atomic_load_explicit(&vm->host_limit, memory_order_relaxed);
+
+    return (int64_t)(limit < host ? limit : host) -
            atomic_load_explicit(&vm->resident, memory_order_relaxed) -
-           atomic_load_explicit(&vm->arena_pages, memory_order_relaxed);
+           atomic_load_explicit(&vm->arena_pages, memory_order_relaxed) -
+           atomic_load_explicit(&vm->claimed, memory_order_relaxed);
+}
+
+/* Of the margins below: one huge page or two, 0 when the VM has none. */
+static inline int64_t vm_margin_huge(const struct vm *vm)
+{
+    if (!atomic_load_explicit(&vm->nr_huge, memory_order_relaxed)) {
+        return 0;
+    }
+    return atomic_load_explicit(&vm->limit, memory_order_relaxed) >= 32 * HUGE_PAGE_UNITS
+               ? 2 * HUGE_PAGE_UNITS
+               : HUGE_PAGE_UNITS;
 }
 
 /*
  * The evictor keeps this many pages free below the limit (it starts below
- * `low`, stops above `high`), so that a fault seldom waits for it.
+ * `low`, stops above `high`), so that a fault seldom waits for it.  A huge page needs
+ * room for the whole of it: it starts when there is room for one or two left.
  */
 static inline int64_t vm_margin_low(const struct vm *vm)
 {
     int64_t sixteenth =
         (int64_t)(atomic_load_explicit(&vm->limit, memory_order_relaxed) / 16);
+    int64_t huge = vm_margin_huge(vm);
 
-    return sixteenth < 512 ? sixteenth : 512;
+    return huge ? huge + 1 : sixteenth < 512 ? sixteenth : 512;
 }
 
 static inline int64_t vm_margin_high(const struct vm *vm)
 {
-    return 2 * vm_margin_low(vm);
+    int64_t huge = vm_margin_huge(vm);
+
+    return huge ? 2 * huge : 2 * vm_margin_low(vm);
 }
 
 /* Tier that @e names; NULL when there is none of that number, or it is the zero tier. */
@@ -246,12 +297,12 @@ static inline struct tier *vm_tier(const struct vm *vm, uint64_t e)
     return entry_tier(e) < UFFDMM_TIERS_MAX ? vm->tiers[entry_tier(e)] : NULL;
 }
 
-/* Counts a page that became STORED (@delta 1) or is no longer (-1). */
-static inline void vm_count_stored(struct vm *vm, uint64_t e, int delta)
+/* Counts a page of @r that became STORED (@sign 1) or is no longer (-1). */
+static inline void region_count_stored(struct region *r, uint64_t e, int sign)
 {
     if (entry_tier(e) < UFFDMM_TIERS_MAX) {
-        atomic_fetch_add_explicit(&vm->stored[entry_tier(e)], delta,
-                                  memory_order_relaxed);
+        atomic_fetch_add_explicit(&r->vm->stored[entry_tier(e)],
+                                  sign * (int64_t)region_units(r), memory_order_relaxed);
     }
 }
 
@@ -259,15 +310,18 @@ static inline void vm_count_stored(struct vm *vm, uint64_t e, int delta)
  * Checksum of a stored page: a page that lands in another place, or comes from
  * another time, does not match.
  */
-static inline uint64_t page_checksum(const void *page, uint32_t region_id, uint64_t pfn,
-                                     unsigned generation)
+static inline uint64_t page_checksum(const void *page, size_t bytes, uint32_t region_id,
+                                     uint64_t pfn, unsigned generation)
 {
     uint64_t seed = pfn ^ ((uint64_t)generation << 52) ^ ((uint64_t)region_id << 44);
 
-    return XXH3_64bits_withSeed(page, PAGE_SIZE_4K, seed);
+    return XXH3_64bits_withSeed(page, bytes, seed);
 }
 
-/* Frees the slot that @e names, when it names one that is the caller's to free. */
-void vm_free_slot(struct vm *vm, uint64_t e);
+/*
+ * Frees the slots of a page of @r that @e names, when it names some that are the
+ * caller's to free.
+ */
+void region_free_slots(struct region *r, uint64_t e);
 
 #endif

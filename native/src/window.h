@@ -43,13 +43,13 @@ struct window {
     unsigned pending;      /* transfers under way */
     unsigned retries;      /* of the demanded page */
     int error;             /* why the demanded page was not read, 0: checksum */
-    char *buffer;          /* WINDOW_MAX pages */
+    char *buffer;          /* WINDOW_MAX pages, or one huge page */
     struct claim claims[WINDOW_MAX];
     struct tier_io ios[WINDOW_MAX];
     struct iovec iovs[WINDOW_MAX];
 };
 
-/* Where the bytes of page @i are gathered. */
+/* Where the bytes of page @i are gathered; of huge pages there is one. */
 static inline void *window_buffer(const struct window *w, uint32_t i)
 {
     return w->buffer + (size_t)i * PAGE_SIZE_4K;

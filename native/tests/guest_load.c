@@ -188,8 +188,11 @@ void load_discard(struct guest_load *l, uint64_t pfn, uint64_t nr_pages)
 
 static void discard_some(struct load_thread *t, uint64_t pfn)
 {
-    uint64_t n = 1 + next_random(t) % DISCARD_MAX;
+    uint64_t unit = t->load->standin->page_size / PAGE;
+    uint64_t n = unit > 1 ? unit : 1 + next_random(t) % DISCARD_MAX;
     uint64_t end = first_page(t, t->index + 1);
+
+    pfn -= pfn % unit; /* the slices of threads hold whole pages */
 
     load_discard(t->load, pfn, pfn + n > end ? end - pfn : n);
 }

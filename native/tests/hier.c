@@ -83,7 +83,9 @@ static void guest_body(struct vmm *v, const void *arg)
     bool more = true;
 
     vmm_check(v, &s,
-              standin_open(&s, v->socket, "vm", o->ram, o->nr_shards ? o->nr_shards : 1));
+              standin_open_pages(&s, v->socket, "vm", o->ram,
+                                 o->page_size ? o->page_size : PAGE,
+                                 o->nr_shards ? o->nr_shards : 1));
     s.impatient = o->impatient;
     load_init(&l, v, &s, o->seed, o->nr_threads ? o->nr_threads : 2, o->content);
     load_sampler_start(&l);

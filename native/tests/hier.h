@@ -27,6 +27,7 @@ struct hier_options {
     const char *tiers[5]; /* of the command line, NULL last; see manager_start_tiers() */
     const char *arguments[9];
     uint64_t ram;
+    uint64_t page_size; /* 0: of 4 KiB */
     uint64_t seed;
     uint32_t nr_shards;  /* 0: one */
     unsigned nr_threads; /* of the guest, 0: two */

@@ -65,12 +65,12 @@ static int map_shared_pages(struct standin *s)
     return 0;
 }
 
-int standin_create(struct standin *s, const char *socket, const char *vm_name,
-                   uint64_t size, uint32_t nr_shards)
+static int create_pages(struct standin *s, const char *socket, const char *vm_name,
+                        uint64_t size, uint64_t page_size, uint32_t nr_shards)
 {
     static _Atomic unsigned last_name;
     struct uffdmm_region_create create = {
-        .size = size, .page_size = PAGE, .nr_shards = nr_shards};
+        .size = size, .page_size = page_size, .nr_shards = nr_shards};
     struct uffdmm_region_create_reply created;
     struct peer_msg reply = {0};
 
@@ -82,6 +82,7 @@ int standin_create(struct standin *s, const char *socket, const char *vm_name,
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->answered, NULL);
     s->size = size;
+    s->page_size = page_size;
     s->nr_shards = nr_shards;
     s->last_id = 1;
     int ret = peer_open(socket, UFFDMM_ROLE_QEMU, vm_name, &reply);
@@ -115,11 +116,18 @@ int standin_create(struct standin *s, const char *socket, const char *vm_name,
     return map_shared_pages(s);
 }
 
+int standin_create(struct standin *s, const char *socket, const char *vm_name,
+                   uint64_t size, uint32_t nr_shards)
+{
+    return create_pages(s, socket, vm_name, size, PAGE, nr_shards);
+}
+
 int standin_map(struct standin *s)
 {
-    uint64_t nr_pages = s->size / PAGE;
+    uint64_t nr_pages = s->size / s->page_size;
 
-    s->base = mmap(NULL, s->size, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
+    s->base = mmap(NULL, s->size, PROT_READ | PROT_WRITE,
+                   MAP_SHARED | (s->page_size == PAGE ? 0 : MAP_NORESERVE), s->memfd, 0);
     if (s->base == MAP_FAILED) {
         s->base = NULL;
         return complain(s, -errno, "cannot map guest memory");
@@ -131,14 +139,16 @@ int standin_map(struct standin *s)
     for (uint32_t i = 0; i < s->nr_shards; i++) {
         uint64_t first = i * nr_pages / s->nr_shards;
         uint64_t end = (i + 1) * nr_pages / s->nr_shards;
-        int fd = uffd_open(O_NONBLOCK,
-                           UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_MISSING_SHMEM |
-                               UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_THREAD_ID);
+        int fd = uffd_open(
+            O_NONBLOCK, UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_MISSING_SHMEM |
+                            UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_THREAD_ID |
+                            (s->page_size == PAGE ? 0 : UFFD_FEATURE_MISSING_HUGETLBFS));
         if (fd < 0) {
             return complain(s, fd, "cannot open a userfaultfd");
         }
         s->uffds[i] = fd;
-        int ret = uffd_register(fd, s->base + first * PAGE, (end - first) * PAGE,
+        int ret = uffd_register(fd, s->base + first * s->page_size,
+                                (end - first) * s->page_size,
                                 UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
         if (ret < 0) {
             return complain(s, ret, "cannot register guest memory");
@@ -156,8 +166,8 @@ static void answer_zap(struct standin *s, const struct peer_msg *msg)
     memcpy(&range, msg->payload, sizeof(range));
     header = peer_header(UFFDMM_MSG_ZAP | UFFDMM_MSG_REPLY, sizeof(range),
                          msg->header.request_id, 0);
-    if (range.region_id != s->id || range.offset % PAGE || range.length % PAGE ||
-        range.length == 0 || range.offset >= s->size ||
+    if (range.region_id != s->id || range.offset % s->page_size ||
+        range.length % s->page_size || range.length == 0 || range.offset >= s->size ||
         range.length > s->size - range.offset ||
         madvise(s->base + range.offset, range.length, MADV_DONTNEED) < 0) {
         header.status = -EINVAL;
@@ -232,7 +242,13 @@ int standin_attach(struct standin *s)
 int standin_open(struct standin *s, const char *socket, const char *vm_name,
                  uint64_t size, uint32_t nr_shards)
 {
-    int ret = standin_create(s, socket, vm_name, size, nr_shards);
+    return standin_open_pages(s, socket, vm_name, size, PAGE, nr_shards);
+}
+
+int standin_open_pages(struct standin *s, const char *socket, const char *vm_name,
+                       uint64_t size, uint64_t page_size, uint32_t nr_shards)
+{
+    int ret = create_pages(s, socket, vm_name, size, page_size, nr_shards);
 
     if (ret == 0) {
         ret = standin_map(s);
@@ -364,8 +380,11 @@ int standin_discard(struct standin *s, uint64_t first_pfn, uint64_t nr_pages)
         peer_header(UFFDMM_MSG_DISCARD, sizeof(range), 0, 0);
     uint64_t changed = 0;
 
-    for (uint64_t i = 0; i < nr_pages; i++) {
-        changed += mark_discarded(s, &s->entries[first_pfn + i]);
+    if (range.offset % s->page_size || range.length % s->page_size) {
+        return -EINVAL;
+    }
+    for (uint64_t i = 0; i < range.length / s->page_size; i++) {
+        changed += mark_discarded(s, &s->entries[range.offset / s->page_size + i]);
     }
     __atomic_fetch_add(&s->table->discards, changed, __ATOMIC_SEQ_CST);
     int ret = punch_hole(s->memfd, range.offset, range.length);
@@ -378,14 +397,19 @@ int standin_discard(struct standin *s, uint64_t first_pfn, uint64_t nr_pages)
     return ret;
 }
 
+static _Atomic uint64_t *entry_of(const struct standin *s, uint64_t pfn)
+{
+    return &s->entries[pfn * PAGE / s->page_size];
+}
+
 unsigned standin_page_state(const struct standin *s, uint64_t pfn)
 {
-    return (unsigned)(atomic_load(&s->entries[pfn]) & UFFDMM_ENTRY_STATE_MASK);
+    return (unsigned)(atomic_load(entry_of(s, pfn)) & UFFDMM_ENTRY_STATE_MASK);
 }
 
 unsigned standin_page_tier(const struct standin *s, uint64_t pfn)
 {
-    return (unsigned)(atomic_load(&s->entries[pfn]) >> UFFDMM_ENTRY_TIER_SHIFT) &
+    return (unsigned)(atomic_load(entry_of(s, pfn)) >> UFFDMM_ENTRY_TIER_SHIFT) &
            UFFDMM_ENTRY_TIER_MASK;
 }
 

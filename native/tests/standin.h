@@ -29,6 +29,7 @@ struct standin {
     uint32_t id;
     uint8_t *base;
     uint64_t size;
+    uint64_t page_size; /* of the region; page numbers below are of 4 KiB all the same */
     struct uffdmm_table_header *table;
     uint64_t table_size;
     _Atomic uint64_t *entries;
@@ -53,6 +54,9 @@ struct standin {
  */
 int standin_open(struct standin *s, const char *socket, const char *vm_name,
                  uint64_t size, uint32_t nr_shards);
+/* The same with pages of this size. */
+int standin_open_pages(struct standin *s, const char *socket, const char *vm_name,
+                       uint64_t size, uint64_t page_size, uint32_t nr_shards);
 /* Its stages: HELLO and REGION_CREATE; mmap and userfaultfds; REGION_ATTACH. */
 int standin_create(struct standin *s, const char *socket, const char *vm_name,
                    uint64_t size, uint32_t nr_shards);
@@ -64,7 +68,10 @@ int standin_detach(struct standin *s);
 /* Unmaps and closes everything without a word to the manager. */
 void standin_close(struct standin *s);
 
-/* Gives pages back as QEMU does: entries, punch, message. 0 or a negative errno. */
+/*
+ * Gives pages back as QEMU does: entries, punch, message.  0 or a negative errno; -EINVAL
+ * for a part of a huge page.
+ */
 int standin_discard(struct standin *s, uint64_t first_pfn, uint64_t nr_pages);
 
 /* A request on the region's own connection, while the service thread runs. */

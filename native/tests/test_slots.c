@@ -156,6 +156,58 @@ static void short_runs_are_left_alone(void **state)
     slots_deinit(&s);
 }
 
+/* Exactly a run or nothing: however many fragments have to be looked at. */
+static void whole_run_is_found_behind_many_fragments(void **state)
+{
+    enum { NR = 4096, RUN = 512 };
+    struct slots s;
+    uint64_t start = 0, got;
+    (void)state;
+
+    assert_int_equal(slots_init(&s, NR), 0);
+    assert_int_equal(slots_alloc(&s, NR, &start), NR - 1);
+    for (uint64_t i = 1; i < 3000; i += 2) {
+        assert_true(slots_free(&s, i));
+    }
+    assert_false(slots_alloc_run(&s, RUN, &start));
+    assert_int_equal(s.used, NR - 1 - 1500);
+    for (uint64_t i = 3100; i < 3100 + RUN; i++) {
+        assert_true(slots_free(&s, i));
+    }
+    got = slots_alloc(&s, RUN, &start);
+    assert_true(got < RUN); /* it gives up early: the control */
+    for (uint64_t i = 0; i < got; i++) {
+        assert_true(slots_free(&s, start + i));
+    }
+    assert_true(slots_alloc_run(&s, RUN, &start));
+    assert_int_equal(start, 3100);
+    assert_false(slots_alloc_run(&s, RUN, &start));
+    assert_int_equal(start, 3100); /* untouched */
+    for (uint64_t i = 3100; i < 3100 + RUN; i++) {
+        assert_true(slots_free(&s, i));
+    }
+    assert_true(slots_alloc_run(&s, RUN, &start));
+    slots_deinit(&s);
+}
+
+/* The run may begin before the hand and end behind it. */
+static void whole_run_across_the_hand_is_found(void **state)
+{
+    struct slots s;
+    uint64_t start = 0;
+    (void)state;
+
+    assert_int_equal(slots_init(&s, 101), 0);
+    assert_int_equal(slots_alloc(&s, 50, &start), 50); /* the hand is at 51 */
+    for (uint64_t i = 1; i <= 50; i++) {
+        assert_true(slots_free(&s, i));
+    }
+    assert_true(slots_alloc_run(&s, 100, &start));
+    assert_int_equal(start, 1);
+    assert_int_equal(s.used, 100);
+    slots_deinit(&s);
+}
+
 /* Against a plain array, with a seeded random sequence of all calls. */
 static void agrees_with_a_plain_model(void **state)
 {
@@ -211,6 +263,8 @@ int main(void)
         cmocka_unit_test(full_store_hands_out_nothing_until_one_is_freed),
         cmocka_unit_test(slot_is_freed_once),
         cmocka_unit_test(run_is_found_behind_fragments),
+        cmocka_unit_test(whole_run_is_found_behind_many_fragments),
+        cmocka_unit_test(whole_run_across_the_hand_is_found),
         cmocka_unit_test(growing_keeps_what_is_taken),
         cmocka_unit_test(run_being_trimmed_is_not_handed_out),
         cmocka_unit_test(failed_trim_is_tried_again),

@@ -2,7 +2,7 @@
 """``scripts/bench stores``: what the tiers cost, by themselves, in faults, and under a guest.
 
 Each section measures its sides in turns, and prints medians with their range; the sections are in
-stores_tiers, stores_faults and stores_guest, which say how.
+stores_tiers, stores_faults, stores_guest and stores_huge, which say how.
 """
 
 import argparse
@@ -16,13 +16,21 @@ from typing import Any
 
 from rich.console import Console
 
-from . import HarnessError, interrupts, places, stores_faults, stores_guest, stores_tiers
+from . import (
+    HarnessError,
+    interrupts,
+    places,
+    stores_faults,
+    stores_guest,
+    stores_huge,
+    stores_tiers,
+)
 from .guest import pin_to
 from .patterns import PATTERNS
 from .progress import Progress
 
-TIERS, FAULTS, GUEST = "tiers", "faults", "guest"
-SECTIONS = (TIERS, FAULTS, GUEST)
+TIERS, FAULTS, GUEST, HUGE = "tiers", "faults", "guest", "huge"
+SECTIONS = (TIERS, FAULTS, GUEST, HUGE)
 # Of tables that go to a file.
 _PLAIN_WIDTH = 140
 
@@ -56,10 +64,15 @@ class Stores:
         """
         # First of all, so that nothing is found missing after minutes.
         places.manager()
-        if GUEST in self._options.sections:
+        if {GUEST, HUGE} & set(self._options.sections):
             places.qemu()
             places.guest_image()
-        for name, section in ((TIERS, self._tiers), (FAULTS, self._faults), (GUEST, self._guest)):
+        for name, section in (
+            (TIERS, self._tiers),
+            (FAULTS, self._faults),
+            (GUEST, self._guest),
+            (HUGE, self._huge),
+        ):
             if name in self._options.sections:
                 section()
 
@@ -112,6 +125,22 @@ class Stores:
             if bench.runs:
                 stores_guest.show(self._console, bench, self.outcome[GUEST])
 
+    def _huge(self) -> None:
+        options = self._options
+        bench = stores_huge.HugeBench(
+            folder=options.store,
+            repeat=options.repeat,
+            seconds=options.seconds,
+            patterns=options.patterns,
+            pin=options.pin,
+        )
+        try:
+            bench.run()
+        finally:
+            self.outcome[HUGE] = stores_huge.summary(bench, options.patterns)
+            if bench.runs:
+                stores_huge.show(self._console, bench, self.outcome[HUGE])
+
 
 def summary(options: Options, outcome: dict[str, Any], error: str | None) -> dict[str, Any]:
     """What ``--json`` writes."""
@@ -137,7 +166,7 @@ def _parse(arguments: list[str] | None) -> tuple[Options, Path | None]:
         choices=SECTIONS,
         default=list(SECTIONS),
         metavar="SECTION",
-        help="tiers, faults, guest (default: all)",
+        help="tiers, faults, guest, huge (default: all)",
     )
     parser.add_argument(
         "--seconds",

@@ -177,7 +177,7 @@ class GuestBench:
                     hostmem.MemfdFiles(guest.pid, RAM).resident,
                     prepare=set_limit,
                     bounded=True,
-                    count=lambda: _counted(vm),
+                    count=lambda: counted(vm),
                     gauge=lambda: _held(vm),
                 )
                 self._bench.measure(guest, POOL, repeat, probe)
@@ -189,7 +189,7 @@ class GuestBench:
                 _guest_and_arena(guest.pid, vm),
                 limit=LIMIT,
                 bounded=True,
-                count=lambda: _counted(vm),
+                count=lambda: counted(vm),
                 gauge=lambda: _held(vm),
             )
             self._bench.measure(guest, way, repeat, probe)
@@ -254,7 +254,7 @@ def _guest_and_arena(pid: int, vm: VirtualMachine) -> Callable[[], int]:
     return lambda: resident() + vm.statistics().arena_bytes
 
 
-def _counted(vm: VirtualMachine) -> Counters:
+def counted(vm: VirtualMachine) -> Counters:
     """Counters of a worker; those of tiers with the tier's name before them."""
     stats = vm.statistics()
     moved = hostmem.host_swap()
