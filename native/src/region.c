@@ -49,9 +49,10 @@ static int table_create(struct region *r)
     uint64_t entries = PAGE_SIZE_4K;
     uint64_t records = entries + page_align(r->nr_pages * sizeof(uint64_t));
     uint64_t ages = records + page_align(r->nr_pages * sizeof(uint64_t));
+    uint64_t pins = ages + page_align(r->nr_pages);
     void *map;
 
-    r->table_size = ages + page_align(r->nr_pages);
+    r->table_size = pins + page_align(r->nr_pages * sizeof(uint32_t));
     r->table_fd = sealed_memfd("uffdmm-table", 0, r->table_size);
     if (r->table_fd < 0) {
         return r->table_fd;
@@ -73,6 +74,7 @@ static int table_create(struct region *r)
         .entries_offset = entries,
         .records_offset = records,
         .ages_offset = ages,
+        .pins_offset = pins,
         .region_state = UFFDMM_REGION_LIVE,
         .region_id = r->id,
     };

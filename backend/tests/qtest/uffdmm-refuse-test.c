@@ -127,8 +127,8 @@ static void test_manager(void)
     } cases[] = {
         { FAKE_REFUSE_PEER, "user 77 may not use this manager" },
         { FAKE_MAGIC, "does not speak the uffdmm protocol (magic 0x50545448" },
-        { FAKE_VERSION, "speaks versions 3 to 3 of the uffdmm protocol, this "
-          "QEMU versions 2 to 2" },
+        { FAKE_VERSION, "speaks versions 4 to 4 of the uffdmm protocol, this "
+          "QEMU versions 3 to 3" },
         { FAKE_REFUSE, "the store has no room for 1 GiB: remove a guest" },
         { FAKE_REFUSE, "the store has no room for 1 GiB: remove a guest",
           ",hugetlb=on" },

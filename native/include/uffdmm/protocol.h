@@ -26,8 +26,8 @@
 
 enum uffdmm_limits {
     UFFDMM_MAGIC = 0x4d4d4455, /* "UDMM" */
-    UFFDMM_VERSION = 2,        /* what this header describes */
-    UFFDMM_MIN_VERSION = 2,    /* oldest peer that still understands it */
+    UFFDMM_VERSION = 3,        /* what this header describes */
+    UFFDMM_MIN_VERSION = 3,    /* oldest peer that still understands it */
     UFFDMM_NAME_MAX = 64,      /* bytes, with the NUL */
     UFFDMM_TEXT_MAX = 256,     /* bytes, with the NUL */
     UFFDMM_PAYLOAD_MAX = 16384,
@@ -48,6 +48,9 @@ enum uffdmm_msg_type {
     UFFDMM_MSG_SET_POLICY = 8,    /* QEMU or control -> worker */
     UFFDMM_MSG_LIST = 9,          /* control -> acceptor */
     UFFDMM_MSG_RECONNECT = 10,    /* QEMU -> worker */
+    UFFDMM_MSG_REGIONS = 11,      /* control -> worker */
+    UFFDMM_MSG_EVICT = 12,        /* control -> worker */
+    UFFDMM_MSG_PREFETCH = 13,     /* control -> worker */
     /* 32..47 are kept for migration */
     UFFDMM_MSG_REPLY = 0x8000 /* or-ed into the type of a reply */
 };
@@ -156,10 +159,16 @@ struct uffdmm_query_reply {
 };
 
 enum uffdmm_policy_field {
-    UFFDMM_POLICY_LIMIT = 1,     /* limit_bytes */
-    UFFDMM_POLICY_READAHEAD = 2, /* readahead_pages */
-    UFFDMM_POLICY_TIERS = 4,     /* tier_bytes[i] for each bit i of tier_mask */
-    UFFDMM_POLICY_DEMOTE = 8     /* demote_after_ms */
+    UFFDMM_POLICY_LIMIT = 1,      /* limit_bytes */
+    UFFDMM_POLICY_READAHEAD = 2,  /* readahead_pages */
+    UFFDMM_POLICY_TIERS = 4,      /* tier_bytes[i], bit i of tier_mask */
+    UFFDMM_POLICY_DEMOTE = 8,     /* demote_after_ms */
+    UFFDMM_POLICY_MIN = 16,       /* min_bytes */
+    UFFDMM_POLICY_MAX = 32,       /* max_bytes */
+    UFFDMM_POLICY_SHARES = 64,    /* shares */
+    UFFDMM_POLICY_PRIORITY = 128, /* priority */
+    UFFDMM_POLICY_TRACK = 256,    /* track_permille */
+    UFFDMM_POLICY_OPT_OUT = 512   /* opt_out */
 };
 
 /* SET_POLICY changes the fields named; the reply carries all in force. */
@@ -171,6 +180,49 @@ struct uffdmm_policy {
     uint32_t pad;
     uint64_t tier_bytes[UFFDMM_TIERS_MAX]; /* most to be stored, 0: no bound */
     uint64_t demote_after_ms; /* unused pages go one tier down then, 0: never */
+
+    /*
+     * For the control plane, which chooses limit_bytes between the two bounds;
+     * the worker keeps and shows them, and refuses min_bytes > max_bytes.
+     */
+    uint64_t min_bytes;
+    uint64_t max_bytes;      /* 0: no bound */
+    uint32_t shares;         /* 1..10000, weight among the VMs of the host */
+    uint32_t priority;       /* 0..100: higher ones are served first */
+    uint32_t opt_out;        /* 1: the control plane leaves this VM alone */
+    uint32_t track_permille; /* of a CPU, most for access tracking; 0: off */
+};
+
+/*
+ * REGIONS: { index }, which regions of a VM there are.  The reply carries the
+ * page-state table of that region, read-only; -ENOENT when there are no more.
+ */
+struct uffdmm_regions {
+    uint32_t index; /* 0..UFFDMM_REGIONS_MAX - 1 */
+    uint32_t pad;
+};
+
+struct uffdmm_regions_reply {
+    uint32_t region_id;
+    uint32_t next; /* index of the one that follows, 0: it is the last */
+    uint64_t size; /* bytes */
+    uint64_t page_size;
+    uint64_t table_size; /* bytes to map of the table memfd */
+    char name[UFFDMM_NAME_MAX];
+};
+
+/*
+ * EVICT puts out pages until `bytes` less than now are resident, PREFETCH
+ * brings in at most `bytes` of what is stored, youngest ages first, and never
+ * more than there is room for below the limit.  Both are answered at once and
+ * done in the background; a later one replaces an earlier one.  PREFETCH may
+ * carry one sealed memfd of `nr_pages` uint64_t page numbers of `region_id`,
+ * at most 1 Mi of them, to be brought in in this order.
+ */
+struct uffdmm_move {
+    uint64_t bytes;
+    uint32_t region_id; /* with a descriptor only */
+    uint32_t nr_pages;  /* 0: without a descriptor */
 };
 
 /* LIST: { start }; the reply is an array of these, as many as fit. */
@@ -202,11 +254,18 @@ struct uffdmm_reconnect {
  * The table memfd is mapped by the worker and by QEMU.  Layout: this header
  * (one page), then at entries_offset one uint64_t a page, at records_offset
  * one uint64_t a page (checksum of the stored page, or the repeated word of a
- * same-filled one), at ages_offset one byte a page.
+ * same-filled one), at ages_offset one byte a page, at pins_offset one uint32_t
+ * a page.
+ *
+ * Pins are written by QEMU alone: how many users, devices above all, hold the
+ * address of a page to access it later.  The kernel writes to such a page past
+ * any write protection.  The evictor reads the count after it has
+ * write-protected a page, behind a full barrier, and leaves a pinned page
+ * alone; QEMU counts before it touches the page, behind a full barrier.
  */
 enum uffdmm_table_consts {
     UFFDMM_TABLE_MAGIC = 0x54444d55, /* "UMDT" */
-    UFFDMM_TABLE_VERSION = 1
+    UFFDMM_TABLE_VERSION = 2
 };
 
 enum uffdmm_region_state {
@@ -223,10 +282,17 @@ struct uffdmm_table_header {
     uint64_t entries_offset;
     uint64_t records_offset;
     uint64_t ages_offset;
+    uint64_t pins_offset;
     uint32_t region_state; /* enum uffdmm_region_state */
     uint32_t region_id;
     uint64_t session;  /* migration session while INSTALLING */
     uint64_t discards; /* pages set DISCARDED by QEMU so far */
+
+    /* what a new worker needs to know; written by the worker */
+    uint64_t nr_tiers;                                  /* the zero tier too */
+    char tier_names[UFFDMM_TIERS_MAX][UFFDMM_NAME_MAX]; /* as in entries */
+    uint8_t volume_ids[UFFDMM_TIERS_MAX][16];           /* which volume */
+    struct uffdmm_policy policy; /* in force, fields: those chosen */
 };
 
 /*
@@ -286,7 +352,7 @@ enum uffdmm_tier_type {
 
 enum uffdmm_stats_consts {
     UFFDMM_STATS_MAGIC = 0x53444d55, /* "UMDS" */
-    UFFDMM_STATS_VERSION = 1,
+    UFFDMM_STATS_VERSION = 2,
     /*
      * Histogram of durations in nanoseconds, log-linear: bucket
      * 8 * (floor(log2 v) - 8) + (next three bits of v) for v >= 256,
@@ -382,7 +448,21 @@ struct uffdmm_stats {
     uint64_t demote_cancelled; /* pages used or discarded meanwhile */
     uint64_t passed_on;        /* pages that the next tier had to take */
 
-    uint64_t reserved[25];
+    /* policy in force for the control plane, see struct uffdmm_policy */
+    uint64_t min_bytes;
+    uint64_t max_bytes;
+    uint64_t shares;
+    uint64_t priority;
+    uint64_t opt_out;
+    uint64_t track_permille;
+
+    uint64_t pinned;      /* pages not evicted because of a pin */
+    uint64_t prefetched;  /* pages brought in by PREFETCH */
+    uint64_t recoveries;  /* workers that took over from a dead one */
+    uint64_t recovery_ns; /* how long the last one took */
+    uint64_t quarantined; /* slots that wait for late writes */
+
+    uint64_t reserved[14];
     uint64_t fault_hist[UFFDMM_HIST_BUCKETS]; /* from message to page */
 };
 
