@@ -65,6 +65,9 @@
 #define IDLE_RETRY_MS 2
 #define STORE_RETRY_MS 100
 
+/* Batches in a row that find nothing before an EVICT has got all there is. */
+#define BARREN_ROUNDS 16
+
 /* What a round of the evictor spares; it spares less the longer it finds nothing. */
 enum spare { SPARE_NONE, SPARE_USED, SPARE_NEW };
 
@@ -524,6 +527,53 @@ static void make_room(struct evictor *ev)
     }
 }
 
+/* True while EVICT has asked for more than has gone so far. */
+static bool asked(const struct vm *vm)
+{
+    int64_t to = atomic_load_explicit(&vm->evict_to, memory_order_relaxed);
+
+    return to >= 0 && atomic_load_explicit(&vm->resident, memory_order_relaxed) > to;
+}
+
+/*
+ * Evicts what an operator or the control plane asked for, unless faults need room
+ * first.  Ends when that is done, or when nothing more can go: it is a wish, not a limit.
+ */
+static void evict_asked(struct evictor *ev)
+{
+    struct vm *vm = ev->vm;
+    unsigned chances = 2 * blocks_of(vm), barren = 0;
+
+    while (!atomic_load(&vm->stop) && asked(vm) && vm_room(vm) >= vm_margin_low(vm)) {
+        int64_t want = atomic_load(&vm->resident) - atomic_load(&vm->evict_to);
+        unsigned freed = resume_parked(vm, ev->batches);
+        struct batch *bt = idle_batch(ev->batches);
+
+        if (bt) {
+            freed += evict_batch(vm, bt, want, &chances);
+        }
+        if (freed) {
+            barren = 0;
+        } else if (!bt || bt->store_trouble || ++barren > BARREN_ROUNDS) {
+            break;
+        }
+    }
+    if (vm_room(vm) >= vm_margin_low(vm)) {
+        atomic_store(&vm->evict_to, -1);
+    }
+}
+
+void evict_by(struct vm *vm, uint64_t bytes)
+{
+    int64_t resident = atomic_load(&vm->resident);
+    uint64_t pages = bytes >> PAGE_SHIFT_4K;
+
+    atomic_store(&vm->evict_to, !pages                       ? -1
+                                : pages < (uint64_t)resident ? resident - (int64_t)pages
+                                                             : 0);
+    evict_kick(vm);
+}
+
 static void *evict_thread(void *opaque)
 {
     struct evictor *ev = opaque;
@@ -535,9 +585,13 @@ static void *evict_thread(void *opaque)
             make_room(ev);
             continue;
         }
+        if (asked(vm)) {
+            evict_asked(ev);
+            continue;
+        }
         resume_parked(vm, ev->batches);
         atomic_store(&vm->evictor_idle, true);
-        if (vm_room(vm) >= vm_margin_low(vm) && !atomic_load(&vm->stop)) {
+        if (vm_room(vm) >= vm_margin_low(vm) && !asked(vm) && !atomic_load(&vm->stop)) {
             wait_for_work(vm, any_parked(ev->batches) ? PARKED_LOOK_MS : -1);
         }
         atomic_store(&vm->evictor_idle, false);

@@ -36,6 +36,7 @@
 #include "fill.h"
 #include "huge.h"
 #include "log.h"
+#include "prefetch.h"
 #include "region.h"
 #include "thread.h"
 #include "vm.h"
@@ -400,7 +401,11 @@ static bool reap(struct shard *sh)
     bool any = false;
 
     while (fill_poll(sh, &f, &out)) {
-        conclude(sh, &f, out);
+        if (f.ahead) {
+            prefetch_ended(sh);
+        } else {
+            conclude(sh, &f, out);
+        }
         any = true;
     }
     if (any) {
@@ -606,6 +611,9 @@ static void *fault_thread(void *opaque)
         if (sh->nr_deferred) {
             retry(sh);
         }
+        if (!n && prefetch_step(sh)) {
+            continue;
+        }
         if (n || (sh->queue.in_flight && spin_for_reads(sh, msgs, &more))) {
             continue;
         }
@@ -712,6 +720,7 @@ void fault_release(struct shard *sh)
         munmap(sh->window_map, windows_size(sh));
         sh->window_map = NULL;
     }
+    prefetch_release(sh);
     if (sh->uffd >= 0) {
         close(sh->uffd);
         sh->uffd = -1;

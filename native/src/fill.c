@@ -369,7 +369,8 @@ static enum serve_outcome finish(struct window *w)
         }
         end = install_end(w, i);
         demanded = i <= w->demand && w->demand < end;
-        stats_add(&stats->readahead_in, end - i - demanded);
+        stats_add(w->fault.ahead ? &stats->prefetched : &stats->readahead_in,
+                  end - i - (demanded && !w->fault.ahead));
         out = window_install(w, i, end, w->claims[i].kind == CLAIM_ZERO);
         if (demanded || out == GONE) {
             result = out;
@@ -381,7 +382,9 @@ static enum serve_outcome finish(struct window *w)
                     &w->shard->region->blocks[(w->pfn + w->demand) / BLOCK_PAGES]);
     }
     if (result == SERVED) {
-        stats_add(from_slot ? &stats->faults_store : &stats->faults_zero, 1);
+        if (!w->fault.ahead) {
+            stats_add(from_slot ? &stats->faults_store : &stats->faults_zero, 1);
+        }
         if (from_slot && stats_get(&stats->state) == UFFDMM_WORKER_STORE_ERROR) {
             stats_set(&stats->state, UFFDMM_WORKER_RUNNING);
         }

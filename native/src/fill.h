@@ -35,6 +35,7 @@ struct deferred {
     uint32_t tid;
     unsigned tries;
     bool wp;
+    bool ahead; /* nobody waits: a fill of prefetch.c */
 };
 
 /*

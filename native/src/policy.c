@@ -13,6 +13,20 @@
 
 #define DEMOTE_MAX_MS (365ULL * 24 * 3600 * 1000)
 
+#define FIELDS_KNOWN                                                       \
+    (UFFDMM_POLICY_LIMIT | UFFDMM_POLICY_READAHEAD | UFFDMM_POLICY_TIERS | \
+     UFFDMM_POLICY_DEMOTE | UFFDMM_POLICY_MIN | UFFDMM_POLICY_MAX |        \
+     UFFDMM_POLICY_SHARES | UFFDMM_POLICY_PRIORITY | UFFDMM_POLICY_TRACK | \
+     UFFDMM_POLICY_OPT_OUT)
+
+#define SHARES_DEFAULT 100
+#define SHARES_MAX 10000
+#define PRIORITY_DEFAULT 50
+#define PRIORITY_MAX 100
+
+/* Of a CPU, for the faults that looking at accesses costs the guest. */
+#define TRACK_PERMILLE_DEFAULT 15
+
 /* "No limit", in pages: far above any region, far below an overflow. */
 #define NO_LIMIT_PAGES (1ULL << 50)
 
@@ -75,6 +89,10 @@ void policy_init(struct vm *vm)
 
     vm->limit_percent = o->limit_percent;
     atomic_store(&vm->host_limit, UINT64_MAX);
+    atomic_store(&vm->evict_to, -1);
+    stats_set(&vm->stats->shares, SHARES_DEFAULT);
+    stats_set(&vm->stats->priority, PRIORITY_DEFAULT);
+    stats_set(&vm->stats->track_permille, o->tracking ? TRACK_PERMILLE_DEFAULT : 0);
     if (own && own->has_limit) {
         limit = own->limit_bytes;
         vm->limit_percent = own->limit_percent;
@@ -197,16 +215,50 @@ static bool tiers_ok(const struct vm *vm, const struct uffdmm_policy *p)
     return p->tier_mask != 0;
 }
 
+/* Of the settings that the control plane works with; the worker only keeps them. */
+static int check_plane(const struct vm *vm, const struct uffdmm_policy *p, char *err,
+                       size_t err_len)
+{
+    uint64_t min =
+        p->fields & UFFDMM_POLICY_MIN ? p->min_bytes : stats_get(&vm->stats->min_bytes);
+    uint64_t max =
+        p->fields & UFFDMM_POLICY_MAX ? p->max_bytes : stats_get(&vm->stats->max_bytes);
+    const struct {
+        uint32_t field;
+        uint32_t value, least, most;
+        const char *what;
+    } numbers[] = {
+        {UFFDMM_POLICY_SHARES, p->shares, 1, SHARES_MAX, "shares"},
+        {UFFDMM_POLICY_PRIORITY, p->priority, 0, PRIORITY_MAX, "priority"},
+        {UFFDMM_POLICY_TRACK, p->track_permille, 0, 1000, "tracking rate (permille)"},
+        {UFFDMM_POLICY_OPT_OUT, p->opt_out, 0, 1, "opt-out"},
+    };
+
+    if ((p->fields & (UFFDMM_POLICY_MIN | UFFDMM_POLICY_MAX)) && max && min > max) {
+        snprintf(err, err_len,
+                 "VM '%s': the minimum of %llu bytes is above the maximum of %llu: lower "
+                 "the one or raise the other",
+                 vm->name, (unsigned long long)min, (unsigned long long)max);
+        return -EINVAL;
+    }
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        if ((p->fields & numbers[i].field) &&
+            (numbers[i].value < numbers[i].least || numbers[i].value > numbers[i].most)) {
+            snprintf(err, err_len, "%s of %u for VM '%s': use %u to %u", numbers[i].what,
+                     numbers[i].value, vm->name, numbers[i].least, numbers[i].most);
+            return -EINVAL;
+        }
+    }
+    return 0;
+}
+
 /* Checks everything before anything is changed. */
 static int check_policy(struct vm *vm, const struct uffdmm_policy *p, char *err,
                         size_t err_len)
 {
-    const uint32_t known = UFFDMM_POLICY_LIMIT | UFFDMM_POLICY_READAHEAD |
-                           UFFDMM_POLICY_TIERS | UFFDMM_POLICY_DEMOTE;
-
-    if (!p->fields || p->fields & ~known) {
+    if (!p->fields || p->fields & ~FIELDS_KNOWN) {
         snprintf(err, err_len, "policy fields %#x: this manager knows %#x", p->fields,
-                 known);
+                 FIELDS_KNOWN);
         return -EINVAL;
     }
     if ((p->fields & UFFDMM_POLICY_READAHEAD) &&
@@ -235,7 +287,29 @@ static int check_policy(struct vm *vm, const struct uffdmm_policy *p, char *err,
                  (unsigned long long)DEMOTE_MAX_MS);
         return -EINVAL;
     }
-    return 0;
+    return check_plane(vm, p, err, err_len);
+}
+
+static void set_plane(struct uffdmm_stats *stats, const struct uffdmm_policy *p)
+{
+    if (p->fields & UFFDMM_POLICY_MIN) {
+        stats_set(&stats->min_bytes, p->min_bytes);
+    }
+    if (p->fields & UFFDMM_POLICY_MAX) {
+        stats_set(&stats->max_bytes, p->max_bytes);
+    }
+    if (p->fields & UFFDMM_POLICY_SHARES) {
+        stats_set(&stats->shares, p->shares);
+    }
+    if (p->fields & UFFDMM_POLICY_PRIORITY) {
+        stats_set(&stats->priority, p->priority);
+    }
+    if (p->fields & UFFDMM_POLICY_OPT_OUT) {
+        stats_set(&stats->opt_out, p->opt_out);
+    }
+    if (p->fields & UFFDMM_POLICY_TRACK) {
+        stats_set(&stats->track_permille, p->track_permille);
+    }
 }
 
 int policy_set(struct vm *vm, const struct uffdmm_policy *p, char *err, size_t err_len)
@@ -267,17 +341,23 @@ int policy_set(struct vm *vm, const struct uffdmm_policy *p, char *err, size_t e
     if (p->fields & UFFDMM_POLICY_DEMOTE) {
         set_demote_after(vm, p->demote_after_ms);
     }
+    set_plane(vm->stats, p);
     return 0;
 }
 
 void policy_get(const struct vm *vm, struct uffdmm_policy *p)
 {
     *p = (struct uffdmm_policy){
-        .fields = UFFDMM_POLICY_LIMIT | UFFDMM_POLICY_READAHEAD | UFFDMM_POLICY_TIERS |
-                  UFFDMM_POLICY_DEMOTE,
+        .fields = FIELDS_KNOWN,
         .readahead_pages = (uint32_t)stats_get(&vm->stats->readahead_pages),
         .limit_bytes = stats_get(&vm->stats->limit_bytes),
         .demote_after_ms = stats_get(&vm->stats->demote_after_ms),
+        .min_bytes = stats_get(&vm->stats->min_bytes),
+        .max_bytes = stats_get(&vm->stats->max_bytes),
+        .shares = (uint32_t)stats_get(&vm->stats->shares),
+        .priority = (uint32_t)stats_get(&vm->stats->priority),
+        .opt_out = (uint32_t)stats_get(&vm->stats->opt_out),
+        .track_permille = (uint32_t)stats_get(&vm->stats->track_permille),
     };
     for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
         if (vm->tiers[i]) {

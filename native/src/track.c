@@ -44,12 +44,12 @@
 
 /*
  * From zap to scan.  Each page in use costs the guest about a microsecond after
- * a zap, so the interval grows with their number to keep that at 1.5 % of time.
+ * a zap, so the interval grows with their number to keep that at the share of time
+ * that policy allows.
  */
 #define INTERVAL_MIN_MS 400
 #define INTERVAL_MAX_MS 4000
 #define TOUCH_COST_NS 1000
-#define TOUCH_BUDGET_PERMILLE 15
 
 /* First pause after a look that told nothing, and the longest. */
 #define PROBE_INTERVAL_MIN_MS 500
@@ -322,10 +322,11 @@ static bool observe(struct vm *vm, int interval_ms, struct sample *s, bool *end)
 }
 
 /* Zap-to-scan interval for the next look, from what the last one cost. */
-static int next_interval(const struct sample *s)
+static int next_interval(const struct vm *vm, const struct sample *s)
 {
+    uint64_t budget = stats_get(&vm->stats->track_permille);
     uint64_t ms =
-        s->touched * TOUCH_COST_NS * 1000 / TOUCH_BUDGET_PERMILLE / NSEC_PER_MSEC;
+        s->touched * TOUCH_COST_NS * 1000 / (budget ? budget : 1) / NSEC_PER_MSEC;
 
     return ms < INTERVAL_MIN_MS   ? INTERVAL_MIN_MS
            : ms > INTERVAL_MAX_MS ? INTERVAL_MAX_MS
@@ -356,7 +357,7 @@ static bool due(struct vm *vm, struct tracker *t)
     }
     t->evicted = evicted;
     t->quiet = 0;
-    return vm->options->tracking && clock_ns() >= t->next_probe;
+    return stats_get(&vm->stats->track_permille) && clock_ns() >= t->next_probe;
 }
 
 /* No further look for a while. */
@@ -416,7 +417,7 @@ static void *background_thread(void *opaque)
         if (++t.scans < 2) {
             continue; /* ages mean something from the second scan on */
         }
-        t.interval_ms = next_interval(&s);
+        t.interval_ms = next_interval(vm, &s);
         useful = tells_apart(&s) || (atomic_load(&vm->ages_useful) && still_tells(&s));
         log_debug("access scan: used again %llu of %llu, anew %llu of %llu, arrived %llu "
                   "of %llu, ahead %llu of %llu%s",

@@ -66,6 +66,11 @@ struct shard {
     _Atomic bool waiting; /* has deferred faults: signal wake_fd on progress */
     _Atomic pid_t tid;    /* of the fault thread */
 
+    /* prefetch.c: lists that come from the main thread, and go back to it */
+    struct prefetch_list *_Atomic prefetch_new, *_Atomic prefetch_old;
+    struct prefetch_list *prefetch; /* being worked off */
+    unsigned prefetch_fills;        /* of it, under way */
+
     /* for placement, read by the main thread */
     _Atomic uint32_t fault_tid;      /* thread in QEMU that faulted last */
     _Atomic uint64_t fault_switches; /* how often that changed */
@@ -162,6 +167,8 @@ struct vm {
     _Atomic uint32_t readahead_max; /* pages */
     bool limit_chosen;              /* by SET_POLICY: no longer the default */
     _Atomic bool stop;
+    _Atomic int64_t prefetch_left; /* pages that PREFETCH may still bring in */
+    _Atomic int64_t evict_to;      /* resident pages that EVICT asked for, -1: nothing */
 
     /* eviction queue, oldest first (queue.c) */
     pthread_mutex_t queue_lock;

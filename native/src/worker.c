@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "control.h"
 #include "evict.h"
 #include "evict_io.h"
 #include "hierarchy.h"
@@ -233,6 +234,21 @@ static int on_set_policy(struct worker *w, struct conn *c)
     return conn_reply(c, policy, sizeof(*policy), NULL, 0);
 }
 
+static int on_regions(struct worker *w, struct conn *c)
+{
+    return control_regions(&w->vm, c);
+}
+
+static int on_evict(struct worker *w, struct conn *c)
+{
+    return control_evict(&w->vm, c);
+}
+
+static int on_prefetch(struct worker *w, struct conn *c)
+{
+    return control_prefetch(&w->vm, c);
+}
+
 static int on_reconnect(struct worker *w, struct conn *c)
 {
     struct uffdmm_reconnect *req = (void *)c->payload;
@@ -279,6 +295,11 @@ static const struct {
     {UFFDMM_MSG_SET_POLICY, 0, sizeof(struct uffdmm_policy), 0, on_set_policy},
     {UFFDMM_MSG_RECONNECT, UFFDMM_ROLE_QEMU, sizeof(struct uffdmm_reconnect), -1,
      on_reconnect},
+    {UFFDMM_MSG_REGIONS, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_regions), 0,
+     on_regions},
+    {UFFDMM_MSG_EVICT, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_move), 0, on_evict},
+    {UFFDMM_MSG_PREFETCH, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_move), -1,
+     on_prefetch},
 };
 
 /* One whole message.  Negative: the connection must be closed. */
@@ -297,7 +318,10 @@ static int dispatch(struct worker *w, struct conn *c)
             continue;
         }
         if (handlers[i].role && handlers[i].role != c->role) {
-            return refuse(c, -EPERM, "a control client may only query and set policy");
+            return refuse(c, -EPERM,
+                          c->role == UFFDMM_ROLE_CONTROL
+                              ? "a control client may not do what is QEMU's"
+                              : "only a control client may ask for this");
         }
         if (handlers[i].length != c->header.length ||
             (handlers[i].nr_fds >= 0 && (unsigned)handlers[i].nr_fds != c->nr_fds)) {
