@@ -371,7 +371,7 @@ def test_manager_of_another_version(run: Run, fake: FakeManager) -> None:
     fake.tamper = newer
     outcome = run("list")
     assert outcome.code == 6
-    assert "speaks protocol versions 4 to 5, this program 2 to 2" in outcome.err
+    assert "speaks protocol versions 4 to 5, this program 3 to 3" in outcome.err
     assert "remedy: install the manager and the Python package from the same release" in outcome.err
 
 

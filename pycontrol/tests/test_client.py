@@ -157,7 +157,7 @@ def test_policy_without_a_change(fake: FakeManager, manager: Manager) -> None:
     ("page", "error", "words"),
     [
         (stats_bytes(magic=1), ProtocolError, "begin with 0x00000001"),
-        (stats_bytes(version=7), VersionError, "version 7, this program reads 1"),
+        (stats_bytes(version=7), VersionError, "version 7, this program reads 2"),
         (stats_bytes()[:-1], ProtocolError, "needs"),
         (b"", ProtocolError, "the statistics have 0 bytes"),
         (stats_bytes(state=99), ProtocolError, "unknown state 99"),

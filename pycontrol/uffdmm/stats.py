@@ -207,6 +207,23 @@ class Stats(BaseModel):
     demoted: int = Field(description="pages moved to a later tier")
     demote_cancelled: int = Field(description="of those begun: used or discarded meanwhile")
     passed_on: int = Field(description="pages that a tier did not take and the next one did")
+    min_bytes: int = Field(description="setting: least that the control plane gives this VM")
+    max_bytes: int = Field(
+        description="setting: most that the control plane gives this VM, 0 is no bound"
+    )
+    shares: int = Field(description="setting: weight among the VMs of the host")
+    priority: int = Field(description="setting: 0 to 100, higher ones are served first")
+    opt_out: int = Field(description="setting: 1 when the control plane leaves this VM alone")
+    track_permille: int = Field(
+        description="setting: of a CPU, most that access tracking may cost, 0 is none"
+    )
+    pinned: int = Field(description="pages not evicted because a device held their address")
+    prefetched: int = Field(
+        description="pages brought in because somebody asked for them beforehand"
+    )
+    recoveries: int = Field(description="1 when this worker took over from a dead one")
+    recovery_ns: int = Field(description="how long that took, nanoseconds")
+    quarantined: int = Field(description="slots that wait for late writes of a dead worker")
     fault_hist: _HistogramField = Field(
         description="fault times as [from_ns, to_ns, count], buckets in use only"
     )
