@@ -44,11 +44,14 @@ def test_interface_has_every_member_of_the_stub() -> None:
         ("struct uffdmm_msg_header", 32),
         ("struct uffdmm_hello", 160),
         ("struct uffdmm_list_entry", 72),
-        ("struct uffdmm_policy", 96),
-        ("struct uffdmm_table_header", 72),
+        ("struct uffdmm_policy", 128),
+        ("struct uffdmm_table_header", 856),
+        ("struct uffdmm_move", 16),
+        ("struct uffdmm_regions", 8),
+        ("struct uffdmm_regions_reply", 96),
     ],
 )
-def test_structures_on_the_wire_have_the_sizes_of_version_2(cdecl: str, size: int) -> None:
+def test_structures_on_the_wire_have_the_sizes_of_version_3(cdecl: str, size: int) -> None:
     """These sizes are the protocol: another one is another version."""
     assert ffi.sizeof(cdecl) == size
 

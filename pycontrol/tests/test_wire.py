@@ -25,7 +25,7 @@ from uffdmm.wire import Connection
     ("change", "error", "words"),
     [
         ({"magic": 0x12345678}, ProtocolError, "does not speak the uffdmm protocol"),
-        ({"version": 9, "min_version": 8}, VersionError, "versions 8 to 9, this program 2 to 2"),
+        ({"version": 9, "min_version": 8}, VersionError, "versions 8 to 9, this program 3 to 3"),
         ({"version": 0, "min_version": 0}, VersionError, "versions 0 to 0"),
         ({"length": lib.UFFDMM_PAYLOAD_MAX + 1}, ProtocolError, "16385 bytes of payload"),
         ({"length": 0xFFFFFFFF}, ProtocolError, "4294967295 bytes of payload"),
@@ -55,7 +55,7 @@ def test_bad_header(
         manager.list_vms()
 
 
-@pytest.mark.parametrize("version", [(2, 1), (9, 0)])
+@pytest.mark.parametrize("version", [(3, 1), (9, 0)])
 def test_newer_peer_that_still_understands_us(
     fake: FakeManager, manager: Manager, version: tuple[int, int]
 ) -> None:
