@@ -84,6 +84,8 @@ class FakeVm:
     tier_bytes: list[int] = field(default_factory=lambda: [0] * lib.UFFDMM_TIERS_MAX)
     worker_pid: int = 11
     qemu_pid: int = 22
+    # A memfd that all who ask get, as in production, so that they see later changes of it.
+    live: int | None = None
 
     @property
     def nr_tiers(self) -> int:
@@ -177,9 +179,10 @@ class FakeManager:
                 for name, vm in chosen
             )
         elif msg_type == lib.UFFDMM_MSG_QUERY:
-            page = self.vms[vm_name].page
+            vm = self.vms[vm_name]
+            page = vm.page
             good.payload = struct_bytes("struct uffdmm_query_reply", {"stats_size": len(page)})
-            good.fds = [memfd_of(page)]
+            good.fds = [memfd_of(page) if vm.live is None else os.dup(vm.live)]
         elif msg_type == lib.UFFDMM_MSG_SET_POLICY:
             if self.refuse_policy:
                 return _refuse(good, *self.refuse_policy)
@@ -237,6 +240,10 @@ class FakeManager:
         finally:
             for fd in made:
                 os.close(fd)
+
+
+def no_answer(_: Outgoing) -> None:
+    """A tamper that closes each connection in place of a reply."""
 
 
 def _reply(msg_type: int) -> Outgoing:

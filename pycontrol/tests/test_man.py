@@ -18,6 +18,7 @@ from uffdmm.cli.config import CommandLine, ConfigReport, ShownConfig
 from uffdmm.cli.exits import Exit
 from uffdmm.cli.policy import PolicyReport
 from uffdmm.cli.tiers import TierReport, TiersReport, VmTiers
+from uffdmm.cli.top import TopReport, TopVm
 from uffdmm.cli.vms import ListedVm, ListReport, StatusReport
 from uffdmm.config import Config, Problem, examine, read_document
 from uffdmm.config.model import (
@@ -31,6 +32,7 @@ from uffdmm.config.model import (
     VmTable,
     VmTierTable,
 )
+from uffdmm.events import Event, EventKind
 from uffdmm.hostcheck import Check
 
 MAN = Path(__file__).parents[1] / "man"
@@ -69,6 +71,7 @@ def test_a_broken_page_would_be_noticed(tmp_path: Path) -> None:
     "model",
     [
         *(ListReport, ListedVm, StatusReport, PolicyReport, TestedHostReport, Check),
+        *(TopReport, TopVm, Event),
         *(TiersReport, VmTiers, TierReport, ConfigReport, Problem, ShownConfig, CommandLine),
     ],
 )
@@ -77,7 +80,7 @@ def test_every_json_key_is_documented(model: type[BaseModel]) -> None:
     assert set(model.model_fields) - words == set()
 
 
-@pytest.mark.parametrize("model", [StatusReport, TierReport, PolicyReport])
+@pytest.mark.parametrize("model", [StatusReport, TierReport, PolicyReport, TopReport, TopVm, Event])
 def test_every_key_has_its_description(model: type[BaseModel]) -> None:
     text = " ".join(render("uffdmm.1").split())
     for name, field in model.model_fields.items():
@@ -148,7 +151,8 @@ def test_every_command_and_option_is_documented() -> None:
     group = typer.main.get_command(app)
     commands = dict(group.commands)  # type: ignore[attr-defined]
     assert set(commands) == {
-        *("list", "status", "tiers", "set-policy", "check-host", "manager", "config")
+        *("list", "status", "tiers", "set-policy", "check-host", "manager", "config"),
+        *("top", "events", "exporter"),
     }
     group_of_config = commands.pop("config").commands
     assert set(group_of_config) == {"check", "show", "command"}
@@ -162,6 +166,12 @@ def test_every_command_and_option_is_documented() -> None:
     for parameter in group.params:
         for option in parameter.opts:
             assert option in text, option
+
+
+def test_every_event_is_documented() -> None:
+    words = render("uffdmm.1").split("uffdmm events")[1].split("uffdmm exporter")[0]
+    for kind in EventKind:
+        assert kind.value in words
 
 
 def test_every_exit_code_is_documented() -> None:

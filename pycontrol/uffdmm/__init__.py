@@ -28,6 +28,9 @@ module          concern
 ``wire``        messages and descriptors over the socket
 ``client``      the manager and its VMs as objects
 ``stats``       the statistics pages: typed snapshots, histograms
+``watch``       all VMs of a manager, looked at again and again
+``events``      changes of state, as the difference of two looks
+``metrics``     the statistics for Prometheus
 ``sizes``       ``512M`` to bytes and back
 ``durations``   ``30s`` to nanoseconds and back
 ``config``      ``uffdmm.toml``: the model, reading it, the manager's command line from it
@@ -43,6 +46,7 @@ Errors are one tree; catch the widest that you can handle::
     UffdmmError
      +-- SizeError            a size that cannot be understood
      +-- DurationError        a time that cannot be understood
+     +-- AddressError         no address and port to listen on
      +-- ConfigError          a configuration that cannot be used
      +-- VmNameError          a VM name that the wire format cannot carry
      +-- ConnectError         the manager cannot be reached

@@ -30,6 +30,10 @@ class DurationError(UffdmmError, ValueError):
     """A time that cannot be understood."""
 
 
+class AddressError(UffdmmError, ValueError):
+    """No address and port to listen on."""
+
+
 class ConfigError(UffdmmError):
     """A configuration that cannot be used.
 

@@ -12,11 +12,14 @@ from ..client import DEFAULT_SOCKET, DEFAULT_TIMEOUT, Manager
 from ..errors import UffdmmError
 from .check_host import check_host
 from .config import config_app
+from .events import events
 from .exits import Exit, exit_code
+from .exporter import exporter
 from .manager import MANAGER_CONTEXT, run_manager
 from .output import print_error
 from .policy import set_policy
 from .tiers import tiers
+from .top import top
 from .vms import list_vms, status
 
 app = typer.Typer(
@@ -28,8 +31,11 @@ app = typer.Typer(
 )
 app.command("list")(list_vms)
 app.command("status")(status)
+app.command("top")(top)
+app.command("events")(events)
 app.command("set-policy")(set_policy)
 app.command("tiers")(tiers)
+app.command("exporter")(exporter)
 app.command("check-host")(check_host)
 app.command("manager", context_settings=MANAGER_CONTEXT)(run_manager)
 app.add_typer(config_app, name="config")

@@ -4,6 +4,7 @@
 from enum import IntEnum
 
 from ..errors import (
+    AddressError,
     ConnectError,
     DurationError,
     ManagerError,
@@ -32,6 +33,7 @@ class Exit(IntEnum):
 _BY_ERROR: tuple[tuple[type[UffdmmError], Exit], ...] = (
     (SizeError, Exit.USAGE),
     (DurationError, Exit.USAGE),
+    (AddressError, Exit.USAGE),
     (NoSuchTierError, Exit.USAGE),
     (VmNameError, Exit.USAGE),
     (ConnectError, Exit.UNREACHABLE),

@@ -16,6 +16,11 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document; uffdmm(1) has the keys.")
 ]
 
+IntervalOption = Annotated[
+    float,
+    typer.Option(min=0.1, max=3600, metavar="SECONDS", help="Time between two looks."),
+]
+
 # Output that is not read on a terminal is not cut to one.
 _WIDE = 200
 
