@@ -25,6 +25,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "activation.h"
 #include "clock.h"
 #include "conn.h"
 #include "log.h"
@@ -554,6 +555,11 @@ int acceptor_run(const struct options *options)
             free(a);
             return EXIT_FAILURE;
         }
+    }
+    if (options->fd >= 0 && activation_take(options->fd, err, sizeof(err))) {
+        log_error("%s", err);
+        free(a);
+        return EXIT_FAILURE;
     }
     a->listen_fd = options->fd >= 0 ? options->fd : listen_on(a, options->socket_path);
     if (a->listen_fd < 0) {

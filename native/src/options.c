@@ -8,17 +8,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "activation.h"
 #include "config.h"
 #include "log.h"
 #include "option_pairs.h"
 #include "uffdmm/protocol.h"
 
 static const char usage_text[] =
-    "Usage: uffdmm-manager (--socket-path PATH | --fd N) --tier NAME=TYPE... [OPTION]...\n"
+    "Usage: uffdmm-manager [--socket-path PATH | --fd N] --tier NAME=TYPE... [OPTION]...\n"
     "Serves, evicts and stores the memory of QEMU virtual machines.\n"
     "\n"
     "  --socket-path PATH    listen on this UNIX socket\n"
-    "  --fd N                listen on this inherited socket instead\n"
+    "  --fd N                listen on this inherited socket instead; without either, on\n"
+    "                        the one that a service manager passes by LISTEN_FDS\n"
     "  --tier NAME=TYPE[,KEY=VALUE]...\n"
     "                        store evicted pages here; repeat for further tiers, fastest\n"
     "                        first.  Types are pool (compressed, in memory), file and nbd;\n"
@@ -302,9 +304,19 @@ enum options_outcome options_parse(struct options *o, int argc, char **argv)
                 argv[optind]);
         return OPTIONS_EXIT_USAGE;
     }
+    if (!o->socket_path && o->fd < 0) {
+        o->fd = activation_fd();
+        if (o->fd == -E2BIG) {
+            fputs(
+                "uffdmm-manager: the service manager passes several sockets: give one\n",
+                stderr);
+            return OPTIONS_EXIT_USAGE;
+        }
+    }
     if ((o->socket_path != NULL) == (o->fd >= 0)) {
         fprintf(stderr,
-                "uffdmm-manager: exactly one of --socket-path and --fd is needed\n");
+                "uffdmm-manager: exactly one of --socket-path and --fd is needed, or a "
+                "socket from a service manager\n");
         return OPTIONS_EXIT_USAGE;
     }
     if (!tier_options_check(o->tiers, o->nr_tiers) ||
