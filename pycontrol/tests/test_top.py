@@ -110,7 +110,7 @@ def test_once(web: LiveVm, fake: FakeManager, capfd: pytest.CaptureFixture[str])
     command = ["--socket", str(fake.path), "top", "--once", "--interval", "0.1"]
     assert main(command) == 0
     sums, heading, row = (" ".join(x.split()) for x in capfd.readouterr().out.splitlines())
-    assert sums == "1 VMs, RAM 1.00 GiB, resident 500 MiB, stored 300 MiB, 0 faults/s"
+    assert sums == "1 VM(s), RAM 1.00 GiB, resident 500 MiB, stored 300 MiB, 0 faults/s"
     assert heading.startswith("VM STATE RAM LIMIT RESIDENT STORED FAULTS/S P99 STALL")
     assert row == "web running 1.00 GiB 512 MiB 500 MiB 300 MiB 0 - 0.00% 0 B 0 B ssd:full"
     assert main([*command, "--json"]) == 0

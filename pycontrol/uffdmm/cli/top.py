@@ -293,7 +293,7 @@ def _sums(report: TopReport) -> str:
         return sum(getattr(vm, name) or 0 for vm in report.vms)
 
     return (
-        f"{len(report.vms)} VMs, RAM {format_size(total('ram_bytes'))},"
+        f"{len(report.vms)} VM(s), RAM {format_size(total('ram_bytes'))},"
         f" resident {format_size(total('resident_bytes'))},"
         f" stored {format_size(total('stored_bytes'))},"
         f" {total('faults_per_s'):.0f} faults/s"
@@ -320,7 +320,7 @@ def _table(vms: list[TopVm]) -> Table:
             "-" if vm.stall_share is None else f"{100 * vm.stall_share:.2f}%",
             _rate(vm.in_bytes_per_s),
             _rate(vm.out_bytes_per_s),
-            " ".join(ill) or "ok",
+            " ".join(ill) or ("ok" if vm.tiers else "-"),
         )
     return table
 
