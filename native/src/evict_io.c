@@ -19,6 +19,7 @@
 #include "clock.h"
 #include "copies.h"
 #include "log.h"
+#include "probes.h"
 #include "queue.h"
 #include "region.h"
 #include "vm.h"
@@ -635,6 +636,7 @@ void batch_publish(struct batch *bt)
     stats_add(&stats->passed_on, passed_on);
     stats_add(&stats->evicted_zero, zero);
     stats_add(&stats->evicted_clean, clean);
+    PROBE_EVICT_BATCH(bt->vm->name, evicted, zero, clean, passed_on);
 }
 
 void batch_requeue(struct batch *bt)

@@ -37,6 +37,7 @@
 #include "huge.h"
 #include "log.h"
 #include "prefetch.h"
+#include "probes.h"
 #include "region.h"
 #include "thread.h"
 #include "vm.h"
@@ -376,9 +377,11 @@ static void defer(struct shard *sh, const struct deferred *f, enum serve_outcome
 static void finish(struct shard *sh, const struct deferred *f)
 {
     struct uffdmm_stats *stats = sh->region->vm->stats;
+    uint64_t ns = clock_ns() - f->since;
 
     stats_add(&stats->faults, 1);
-    stats_fault_time(stats, clock_ns() - f->since);
+    stats_fault_time(stats, ns);
+    PROBE_FAULT_END(sh->region->vm->name, sh->region->id, f->pfn, ns);
 }
 
 /* What becomes of a fault that was served, or not. */
@@ -434,6 +437,7 @@ static void handle(struct shard *sh, const struct uffd_msg *msg, uint64_t now)
     if (msg->arg.pagefault.address < r->base || f.pfn < sh->first || f.pfn >= sh->end) {
         return; /* registered by QEMU over something else: not ours to serve */
     }
+    PROBE_FAULT_BEGIN(r->vm->name, r->id, f.pfn);
     if (f.tid != atomic_load_explicit(&sh->fault_tid, memory_order_relaxed)) {
         atomic_store_explicit(&sh->fault_tid, f.tid, memory_order_relaxed);
         atomic_fetch_add_explicit(&sh->fault_switches, 1, memory_order_relaxed);

@@ -10,6 +10,7 @@
 #include "clock.h"
 #include "config.h"
 #include "log.h"
+#include "probes.h"
 #include "stats.h"
 
 /* A tier is shown as failing for so long after its last error. */
@@ -203,8 +204,11 @@ void tier_gauges(struct tier *t)
                            : UFFDMM_TIER_OK;
 
         /* another thread may just find the server gone: that stays */
-        __atomic_compare_exchange_n(&t->stats->state, &state, now, false,
-                                    __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+        if (now != state &&
+            __atomic_compare_exchange_n(&t->stats->state, &state, now, false,
+                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+            PROBE_TIER_STATE(t->stats->name, state, now);
+        }
     }
 }
 
@@ -230,5 +234,9 @@ void tier_error(struct tier *t, const char *fmt, ...)
 
 void tier_set_state(struct tier *t, unsigned state)
 {
-    stats_set(&t->stats->state, state);
+    uint64_t before = __atomic_exchange_n(&t->stats->state, state, __ATOMIC_RELAXED);
+
+    if (before != state) {
+        PROBE_TIER_STATE(t->stats->name, before, state);
+    }
 }

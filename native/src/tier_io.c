@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "probes.h"
 #include "stats.h"
 #include "tier.h"
 
@@ -350,6 +351,11 @@ static void account(struct tier_io *io)
         stats_add(&st->reads, 1);
         stats_add(&st->read_bytes, io->length);
         stats_hist(st->read_hist, ns);
+    }
+    if (io->write) {
+        PROBE_WRITE_END(st->name, io->length, ns, io->result);
+    } else {
+        PROBE_READ_END(st->name, io->length, ns, io->result);
     }
 }
 

@@ -11,6 +11,7 @@
 #include "clock.h"
 #include "config.h"
 #include "pool.h"
+#include "probes.h"
 #include "stats.h"
 #include "tier.h"
 #include "tier_io.h"
@@ -94,7 +95,10 @@ static void put(struct tier *t, struct tier_scratch *s, struct tier_put *puts,
         p->result =
             pool_put(pool_of(t), (struct pool_scratch *)s, p->data, owner, max, &p->slot);
         if (!p->result) {
-            stats_hist(t->stats->write_hist, clock_ns() - before);
+            uint64_t ns = clock_ns() - before;
+
+            stats_hist(t->stats->write_hist, ns);
+            PROBE_WRITE_END(t->stats->name, PAGE_SIZE_4K, ns, 0);
             stored++;
         }
     }
