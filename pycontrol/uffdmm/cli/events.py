@@ -11,14 +11,12 @@ from ..client import Manager
 from ..events import Event, EventSource
 from ..watch import Watcher
 from .output import IntervalOption
+from .vm_name import OptionalVmArgument
 
 
 def events(
     context: typer.Context,
-    vm: Annotated[
-        str | None,
-        typer.Argument(metavar="[VM]", help="Name of one VM; all by default.", show_default=False),
-    ] = None,
+    vm: OptionalVmArgument = None,
     follow: Annotated[
         bool,
         typer.Option(

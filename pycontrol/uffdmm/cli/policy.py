@@ -11,6 +11,7 @@ from ..durations import exact_duration, parse_demote_after
 from ..errors import SizeError
 from ..sizes import format_size, is_share, parse_size, parse_size_or_share
 from .output import JsonOption, limit_or_dash, print_json
+from .vm_name import VmArgument
 
 _PAGE = 4096
 
@@ -23,7 +24,7 @@ class PolicyReport(Policy):
 
 def set_policy(
     context: typer.Context,
-    vm: Annotated[str, typer.Argument(metavar="VM", help="Name of the VM.", show_default=False)],
+    vm: VmArgument,
     limit: Annotated[
         str | None,
         typer.Option(

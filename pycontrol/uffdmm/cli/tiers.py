@@ -2,7 +2,6 @@
 """``uffdmm tiers``: what each VM keeps in each tier, and how the tier fares."""
 
 import datetime as dt
-from typing import Annotated
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +12,7 @@ from ..errors import ConnectError, ManagerError
 from ..sizes import format_size
 from ..stats import Histogram, TierStats, TierType
 from .output import JsonOption, console, plain_table, print_json, time_or_dash
+from .vm_name import OptionalVmArgument
 
 
 class TierReport(TierStats):
@@ -46,10 +46,7 @@ class TiersReport(BaseModel):
 
 def tiers(
     context: typer.Context,
-    vm: Annotated[
-        str | None,
-        typer.Argument(metavar="[VM]", help="Name of one VM; all by default.", show_default=False),
-    ] = None,
+    vm: OptionalVmArgument = None,
     json: JsonOption = False,
 ) -> None:
     """Show what is in each tier, how long its requests take and what went wrong."""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``uffdmm list`` and ``uffdmm status``: what the manager's VMs are doing."""
 
-from typing import Annotated
 
 import typer
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +20,7 @@ from .output import (
     time_or_dash,
 )
 from .tiers import TierReport, last_errors, make_tier, tier_row, tier_table
+from .vm_name import VmArgument
 
 # A worker writes its heartbeat many times a second.
 _SILENT = 5.0
@@ -81,7 +81,7 @@ def list_vms(context: typer.Context, json: JsonOption = False) -> None:
 
 def status(
     context: typer.Context,
-    vm: Annotated[str, typer.Argument(metavar="VM", help="Name of the VM.", show_default=False)],
+    vm: VmArgument,
     json: JsonOption = False,
 ) -> None:
     """Show what one VM uses, how its faults fare and what its stores hold."""
