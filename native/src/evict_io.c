@@ -447,8 +447,9 @@ static void store_full(struct batch *bt)
         }
     }
     bt->store_trouble = true;
-    stats_set(&bt->vm->stats->state,
-              trouble ? UFFDMM_WORKER_STORE_ERROR : UFFDMM_WORKER_STORE_FULL);
+    atomic_store(&bt->vm->store_state,
+                 trouble ? UFFDMM_WORKER_STORE_ERROR : UFFDMM_WORKER_STORE_FULL);
+    vm_show_state(bt->vm);
     if (!trouble && log_ratelimit(&logged, 10 * NSEC_PER_SEC)) {
         log_error(
             "no tier takes more pages: eviction has stopped and the guest waits at its limit; "
@@ -549,9 +550,9 @@ bool batch_write(struct batch *bt, uint64_t stall_ns)
     }
     if (choose(bt)) {
         store_full(bt);
-    } else if (stats_get(&vm->stats->state) == UFFDMM_WORKER_STORE_FULL ||
-               stats_get(&vm->stats->state) == UFFDMM_WORKER_STORE_ERROR) {
-        stats_set(&vm->stats->state, UFFDMM_WORKER_RUNNING);
+    } else if (atomic_exchange(&vm->store_state, UFFDMM_WORKER_RUNNING) !=
+               UFFDMM_WORKER_RUNNING) {
+        vm_show_state(vm); /* pages that cannot be read still show */
     }
     return true;
 }

@@ -36,6 +36,7 @@
 #include "fill.h"
 #include "huge.h"
 #include "log.h"
+#include "lost.h"
 #include "prefetch.h"
 #include "probes.h"
 #include "region.h"
@@ -157,12 +158,14 @@ static enum serve_outcome not_missing(struct shard *sh, uint64_t pfn, uint64_t e
         return AGAIN_SOON;
     }
     if (!(e & UFFDMM_ENTRY_MAYHOLE)) {
-        uint64_t lost = entry_with(e, UFFDMM_PAGE_LOST, 0);
+        /* not with its slot: what is in there may be older than what was in memory */
+        uint64_t lost = entry_make(UFFDMM_PAGE_LOST, 0, 0, entry_gen(e), 0);
 
         if (!entry_cas(p, e | UFFDMM_ENTRY_BUSY, lost)) {
             region_release_page(r, pfn); /* a discard after all */
             return AGAIN_SOON;
         }
+        region_free_slots(r, e);
         stats_add(&r->vm->stats->lost_pages, 1);
         log_error(
             "region %s: page %llu was punched out of guest memory behind the manager's back: "
@@ -341,13 +344,15 @@ static enum serve_outcome serve(struct shard *sh, struct deferred *f, bool again
     case UFFDMM_PAGE_RESIDENT:
     case UFFDMM_PAGE_CLEAN:
         return f->wp ? lift(sh, f->pfn, e) : not_missing(sh, f->pfn, e);
+    case UFFDMM_PAGE_LOST:
+        return f->repair ? bring_in(sh, f, e, again) : lost_fault(sh, f->pfn, e);
     default:
         return BLOCKED;
     }
 }
 
 /* Keeps a fault for later; one entry a page is enough, since serving it wakes all. */
-static void defer(struct shard *sh, const struct deferred *f, enum serve_outcome why)
+static void defer(struct shard *sh, struct deferred *f, enum serve_outcome why)
 {
     struct deferred *d = NULL;
     uint64_t delay = why == AGAIN_ROOM ? RETRY_ROOM_NS : RETRY_STORE_NS;
@@ -356,6 +361,11 @@ static void defer(struct shard *sh, const struct deferred *f, enum serve_outcome
         if (sh->deferred[i].pfn == f->pfn) {
             d = &sh->deferred[i];
             d->wp |= f->wp;
+            if (!d->failing_since) {
+                d->failing_since = f->failing_since;
+            } else {
+                lost_forget(sh, f); /* two faults on one page have become one */
+            }
         }
     }
     if (!d) {
@@ -385,8 +395,20 @@ static void finish(struct shard *sh, const struct deferred *f)
 }
 
 /* What becomes of a fault that was served, or not. */
-static void conclude(struct shard *sh, const struct deferred *f, enum serve_outcome out)
+static void conclude(struct shard *sh, struct deferred *f, enum serve_outcome out)
 {
+    if (f->repair && out != GONE) {
+        if (out != PENDING) {
+            lost_tried(sh, out == SERVED);
+        }
+        return;
+    }
+    if (out == BLOCKED && sh->lost.map) {
+        out = AGAIN_SOON; /* it has just become LOST: poison it */
+    }
+    if (out == SERVED || out == BLOCKED) {
+        lost_forget(sh, f);
+    }
     if (out == SERVED) {
         finish(sh, f);
     } else if (out == GONE) {
@@ -473,12 +495,22 @@ static void retry(struct shard *sh)
     atomic_store_explicit(&sh->waiting, sh->nr_deferred != 0, memory_order_seq_cst);
 }
 
+/* Tries whether poisoned pages can be read again. */
+static void repair(struct shard *sh)
+{
+    struct deferred f;
+
+    while (lost_next(sh, &f)) {
+        conclude(sh, &f, serve(sh, &f, true));
+    }
+}
+
 /* Nanoseconds until a deferred fault is due; UINT64_MAX when there is none. */
 static uint64_t next_retry(const struct shard *sh)
 {
-    uint64_t first = UINT64_MAX, now;
+    uint64_t first = lost_next_ns(&sh->lost), now;
 
-    if (!sh->nr_deferred) {
+    if (!sh->nr_deferred && first == UINT64_MAX) {
         return UINT64_MAX;
     }
     for (unsigned i = 0; i < sh->nr_deferred; i++) {
@@ -615,6 +647,9 @@ static void *fault_thread(void *opaque)
         if (sh->nr_deferred) {
             retry(sh);
         }
+        if (sh->lost.nr) {
+            repair(sh);
+        }
         if (!n && prefetch_step(sh)) {
             continue;
         }
@@ -632,6 +667,7 @@ static void *fault_thread(void *opaque)
         }
     }
     fill_abandon(sh);
+    lost_forget_all(sh);
     return NULL;
 }
 
@@ -694,9 +730,13 @@ int fault_prepare(struct shard *sh)
         ret = heat_init(&sh->heat, (sh->end - sh->first) / BLOCK_PAGES + 2);
     }
     if (!ret) {
+        ret = vm->lost_after_ns ? lost_init(&sh->lost, sh->end - sh->first) : 0;
+    }
+    if (!ret) {
         ret = tier_queue_init(&sh->queue, vm->tiers, UFFDMM_TIERS_MAX);
     }
     if (ret) {
+        lost_deinit(&sh->lost);
         heat_deinit(&sh->heat);
         unmap_zeros(sh);
         close(sh->wake_fd);
@@ -718,6 +758,7 @@ void fault_release(struct shard *sh)
 {
     if (sh->window_map) {
         tier_queue_deinit(&sh->queue);
+        lost_deinit(&sh->lost);
         heat_deinit(&sh->heat);
         unmap_zeros(sh);
         close(sh->wake_fd);

@@ -91,6 +91,11 @@ static bool claim_page(struct window *w, uint32_t i)
         c->after =
             entry_make(UFFDMM_PAGE_RESIDENT, UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e), 0);
         break;
+    case UFFDMM_PAGE_LOST:
+        if (i != w->demand || !w->fault.repair) {
+            return false;
+        }
+        /* fall through */
     case UFFDMM_PAGE_STORED:
         c->before = e;
         t = vm_tier(vm, e);
@@ -98,7 +103,9 @@ static bool claim_page(struct window *w, uint32_t i)
             c->kind = r->records[pfn] ? CLAIM_WORD : CLAIM_ZERO;
             c->after = entry_make(UFFDMM_PAGE_RESIDENT, 0, 0, entry_gen(e), 0);
         } else if (!t || !tier_valid(t, entry_slot(e), region_units(r))) {
-            lose(r, pfn, e);
+            if (entry_state(e) == UFFDMM_PAGE_STORED) {
+                lose(r, pfn, e);
+            }
             return false;
         } else if (!may_read(w, t, i == w->demand)) {
             return false;
@@ -302,12 +309,21 @@ static bool read_again(struct window *w)
     return true;
 }
 
-static void give_up(struct window *w)
+/* The demanded page cannot be read: its fault waits, or the page is poisoned. */
+static enum serve_outcome give_up(struct window *w)
 {
     struct region *r = w->shard->region;
     uint64_t e = w->claims[w->demand].filling, pfn = w->pfn + w->demand;
     struct tier *t = vm_tier(r->vm, e);
 
+    if (w->fault.repair || w->fault.ahead) {
+        window_unclaim(w, w->demand); /* nobody waits: a fault would tell */
+        return AGAIN_STORE;
+    }
+    lost_note(w->shard, &w->fault);
+    if (lost_due(w->shard, &w->fault)) {
+        return lost_give_up(w);
+    }
     tier_error(
         t,
         "page %llu of region %s cannot be read from slot %llu: %s; the guest waits for it "
@@ -315,6 +331,7 @@ static void give_up(struct window *w)
         (unsigned long long)pfn, r->name, (unsigned long long)entry_slot(e),
         w->error ? strerror(-w->error) : "its checksum does not match");
     window_unclaim(w, w->demand);
+    return AGAIN_STORE;
 }
 
 /* ---- the end ------------------------------------------------------------- */
@@ -352,12 +369,12 @@ static enum serve_outcome finish(struct window *w)
     const struct claim *demanded_claim = &w->claims[w->demand];
     bool from_slot = demanded_claim->kind == CLAIM_SLOT;
     enum serve_outcome result = SERVED;
+    bool unread = false;
     uint32_t i, end;
 
     if (from_slot && !demanded_claim->ready) {
-        give_up(w);
-        result = AGAIN_STORE;
-        stats_set(&stats->state, UFFDMM_WORKER_STORE_ERROR);
+        unread = true;
+        result = give_up(w);
     }
     for (i = 0; i < w->nr; i = end) {
         enum serve_outcome out;
@@ -381,13 +398,11 @@ static enum serve_outcome finish(struct window *w)
         queue_touch(w->shard->region->vm,
                     &w->shard->region->blocks[(w->pfn + w->demand) / BLOCK_PAGES]);
     }
-    if (result == SERVED) {
-        if (!w->fault.ahead) {
-            stats_add(from_slot ? &stats->faults_store : &stats->faults_zero, 1);
-        }
-        if (from_slot && stats_get(&stats->state) == UFFDMM_WORKER_STORE_ERROR) {
-            stats_set(&stats->state, UFFDMM_WORKER_RUNNING);
-        }
+    if (result == SERVED && !unread && !w->fault.repair && !w->fault.ahead) {
+        stats_add(from_slot ? &stats->faults_store : &stats->faults_zero, 1);
+    }
+    if (!unread) {
+        lost_forget(w->shard, &w->fault);
     }
     return result;
 }
@@ -436,7 +451,8 @@ static unsigned waits_for(const struct vm *vm, uint64_t e)
 {
     const struct tier *t;
 
-    if (entry_state(e) != UFFDMM_PAGE_STORED || !entry_tier(e)) {
+    if ((entry_state(e) != UFFDMM_PAGE_STORED && entry_state(e) != UFFDMM_PAGE_LOST) ||
+        !entry_tier(e)) {
         return 0;
     }
     t = vm_tier(vm, e);
@@ -505,8 +521,8 @@ bool fill_poll(struct shard *sh, struct deferred *f, enum serve_outcome *out)
         if (--w->pending || read_again(w)) {
             continue;
         }
-        *f = w->fault;
         *out = finish(w);
+        *f = w->fault;
         release_window(w);
         return true;
     }

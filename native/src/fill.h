@@ -33,9 +33,11 @@ struct deferred {
     uint64_t since;      /* clock_ns() when its message was read */
     uint64_t not_before; /* clock_ns() of the next try */
     uint32_t tid;
+    uint64_t failing_since; /* clock_ns() when its content could not be had first, or 0 */
     unsigned tries;
     bool wp;
-    bool ahead; /* nobody waits: a fill of prefetch.c */
+    bool ahead;  /* nobody waits: a fill of prefetch.c */
+    bool repair; /* nobody's fault: a poisoned page is tried again (lost.h) */
 };
 
 /*

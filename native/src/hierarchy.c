@@ -27,6 +27,26 @@ void region_free_slots(struct region *r, uint64_t e)
     }
 }
 
+static unsigned worker_state(struct vm *vm)
+{
+    unsigned state = atomic_load(&vm->store_state);
+
+    return atomic_load(&vm->unreadable) ? UFFDMM_WORKER_STORE_ERROR
+           : state                      ? state
+                                        : UFFDMM_WORKER_RUNNING;
+}
+
+void vm_show_state(struct vm *vm)
+{
+    unsigned state;
+
+    do {
+        state = worker_state(vm);
+        stats_set(&vm->stats->state, state);
+        atomic_thread_fence(memory_order_seq_cst);
+    } while (worker_state(vm) != state); /* else an older look would stay */
+}
+
 static void close_tiers(struct vm *vm)
 {
     for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {

@@ -53,6 +53,7 @@ static void settle(struct window *w, uint32_t i)
     entry_t *p = &r->entries[pfn];
 
     c->kind = CLAIM_NONE;
+    lost_cleared(w->shard, pfn);
     r->ages[pfn] = w->guess && i != w->demand ? AGE_AHEAD_FRESH : AGE_NEW_FRESH;
     if (entry_cas(p, c->filling | UFFDMM_ENTRY_INSTALL, c->after)) {
         if (entry_slot(c->filling) && !entry_slot(c->after)) {

@@ -196,6 +196,12 @@ bool option_demote_after(const char *text, uint64_t *ns)
     return true;
 }
 
+bool option_on_lost(const char *text, bool *poison)
+{
+    *poison = !strcmp(text, "poison");
+    return *poison || !strcmp(text, "wait");
+}
+
 bool option_switch(const char *text, bool *on)
 {
     if (strcmp(text, "on") != 0 && strcmp(text, "off") != 0) {

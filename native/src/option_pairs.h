@@ -50,6 +50,9 @@ bool option_duration(const char *text, uint64_t *ns);
 /* As option_duration(), or "never", which is 0; whole milliseconds, as on the wire. */
 bool option_demote_after(const char *text, uint64_t *ns);
 
+/* "wait" or "poison". */
+bool option_on_lost(const char *text, bool *poison);
+
 /* "on" or "off". */
 bool option_switch(const char *text, bool *on);
 

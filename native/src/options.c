@@ -12,6 +12,7 @@
 #include "config.h"
 #include "log.h"
 #include "option_pairs.h"
+#include "uffd.h"
 #include "uffdmm/protocol.h"
 
 static const char usage_text[] =
@@ -30,6 +31,9 @@ static const char usage_text[] =
     "  --vm NAME[,KEY=VALUE]...\n"
     "                        what is different for one VM; see uffdmm-manager(8)\n"
     "  --demote-after TIME   move pages unused for so long to the next tier (default: never)\n"
+    "  --on-lost wait|poison what becomes of a page that cannot be read (default: the guest\n"
+    "                        waits for it)\n"
+    "  --on-lost-after TIME  how long it is waited for before it is poisoned (default: never)\n"
     "  --limit SIZE|N%       default limit of a VM's resident memory (default: none)\n"
     "  --readahead N         largest read-ahead window in pages, 1 to 64 (default 64)\n"
     "  --spin-max-us N       longest busy wait for the next fault (default 50)\n"
@@ -166,6 +170,8 @@ enum {
     OPT_TIER,
     OPT_VM,
     OPT_DEMOTE,
+    OPT_ON_LOST,
+    OPT_ON_LOST_AFTER,
     OPT_LIMIT,
     OPT_READAHEAD,
     OPT_SPIN,
@@ -184,6 +190,8 @@ static const struct option long_options[] = {
     {"tier", required_argument, NULL, OPT_TIER},
     {"vm", required_argument, NULL, OPT_VM},
     {"demote-after", required_argument, NULL, OPT_DEMOTE},
+    {"on-lost", required_argument, NULL, OPT_ON_LOST},
+    {"on-lost-after", required_argument, NULL, OPT_ON_LOST_AFTER},
     {"limit", required_argument, NULL, OPT_LIMIT},
     {"readahead", required_argument, NULL, OPT_READAHEAD},
     {"spin-max-us", required_argument, NULL, OPT_SPIN},
@@ -195,6 +203,45 @@ static const struct option long_options[] = {
     {"help", no_argument, NULL, OPT_HELP},
     {NULL, 0, NULL, 0},
 };
+
+/* Whether pages of any VM are to be poisoned, and can be. */
+static bool check_on_lost(const struct options *o)
+{
+    const char *vm = NULL;
+    bool poison = o->poison_lost;
+    int ret;
+
+    for (unsigned i = 0; !poison && i < o->nr_vms; i++) {
+        if (o->vms[i].has_on_lost && o->vms[i].poison_lost) {
+            vm = o->vms[i].name;
+            poison = true;
+        }
+    }
+    if (!poison) {
+        return true;
+    }
+    if (!o->lost_after_ns) {
+        fprintf(stderr,
+                "uffdmm-manager: on-lost=poison%s%s says nothing without a time: add "
+                "--on-lost-after TIME, for example 60s\n",
+                vm ? " of VM " : "", vm ? vm : "");
+        return false;
+    }
+    ret = uffd_can_poison();
+    if (ret < 0) {
+        fprintf(stderr,
+                "uffdmm-manager: cannot ask the kernel whether it can poison pages: "
+                "userfaultfd: %s; use --on-lost=wait\n",
+                strerror(-ret));
+        return false;
+    }
+    if (!ret) {
+        fprintf(stderr,
+                "uffdmm-manager: this kernel cannot poison pages (UFFDIO_POISON is "
+                "missing, which came with Linux 6.6): use --on-lost=wait\n");
+    }
+    return ret > 0;
+}
 
 /* One option; false after an error was printed. */
 static bool parse_one(struct options *o, int opt, const char *arg)
@@ -230,6 +277,23 @@ static bool parse_one(struct options *o, int opt, const char *arg)
             fprintf(
                 stderr,
                 "uffdmm-manager: --demote-after '%s' is not a time such as 500ms, 30s or 10m\n",
+                arg);
+            return false;
+        }
+        return true;
+    case OPT_ON_LOST:
+        if (!option_on_lost(arg, &o->poison_lost)) {
+            fprintf(stderr, "uffdmm-manager: --on-lost '%s' is not wait or poison\n",
+                    arg);
+            return false;
+        }
+        return true;
+    case OPT_ON_LOST_AFTER:
+        if (!option_demote_after(arg, &o->lost_after_ns)) {
+            fprintf(
+                stderr,
+                "uffdmm-manager: --on-lost-after '%s' is not a time such as 500ms, 30s "
+                "or 10m\n",
                 arg);
             return false;
         }
@@ -320,7 +384,8 @@ enum options_outcome options_parse(struct options *o, int argc, char **argv)
         return OPTIONS_EXIT_USAGE;
     }
     if (!tier_options_check(o->tiers, o->nr_tiers) ||
-        !vm_options_check(o->vms, o->nr_vms, o->tiers, o->nr_tiers)) {
+        !vm_options_check(o->vms, o->nr_vms, o->tiers, o->nr_tiers) ||
+        !check_on_lost(o)) {
         return OPTIONS_EXIT_USAGE;
     }
     return OPTIONS_RUN;

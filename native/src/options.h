@@ -21,6 +21,8 @@ struct options {
     struct vm_options vms[OPTIONS_VMS_MAX];
     unsigned nr_vms;
     uint64_t demote_after_ns; /* 0: never */
+    bool poison_lost;         /* pages that cannot be had for lost_after_ns */
+    uint64_t lost_after_ns;   /* 0: never */
     uint64_t limit_bytes;     /* default limit of a VM, 0: none */
     unsigned limit_percent;   /* of its RAM; 0: see limit_bytes */
     unsigned readahead_pages;

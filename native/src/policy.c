@@ -104,6 +104,9 @@ void policy_init(struct vm *vm)
     set_demote_after(
         vm, (own && own->has_demote_after ? own->demote_after_ns : o->demote_after_ns) /
                 1000000);
+    if (own && own->has_on_lost ? own->poison_lost : o->poison_lost) {
+        vm->lost_after_ns = o->lost_after_ns;
+    }
     for (unsigned i = 0; i < o->nr_tiers; i++) {
         struct tier_config *c = &vm->tier_configs[i + 1];
 

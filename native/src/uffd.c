@@ -8,7 +8,9 @@
 #include "uffd.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static enum uffd_outcome outcome_of_errno(void)
@@ -62,6 +64,29 @@ enum uffd_outcome uffd_wp(int fd, uint64_t addr, size_t len, bool protect)
     };
 
     return ioctl(fd, UFFDIO_WRITEPROTECT, &arg) == 0 ? UFFD_DONE : outcome_of_errno();
+}
+
+enum uffd_outcome uffd_poison(int fd, uint64_t addr, size_t len)
+{
+    struct uffdio_poison arg = {.range = {.start = addr, .len = len}};
+
+    return ioctl(fd, UFFDIO_POISON, &arg) == 0 ? UFFD_DONE : outcome_of_errno();
+}
+
+int uffd_can_poison(void)
+{
+    struct uffdio_api api = {.api = UFFD_API};
+    /* of this kind anybody may have one */
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+    int ret;
+
+    if (fd < 0) {
+        return -errno;
+    }
+    ret = ioctl(fd, UFFDIO_API, &api) < 0 ? -errno
+                                          : (api.features & UFFD_FEATURE_POISON) != 0;
+    close(fd);
+    return ret;
 }
 
 enum uffd_outcome uffd_wake(int fd, uint64_t addr, size_t len)

@@ -32,6 +32,15 @@ enum uffd_outcome uffd_zero(int fd, uint64_t dst, size_t len, size_t *done);
 /* Sets or lifts write protection; lifting wakes who waits there. */
 enum uffd_outcome uffd_wp(int fd, uint64_t addr, size_t len, bool protect);
 
+/*
+ * UFFDIO_POISON: who touches the range, or waits there, gets SIGBUS until something is
+ * put in its place.
+ */
+enum uffd_outcome uffd_poison(int fd, uint64_t addr, size_t len);
+
+/* Whether the kernel has UFFDIO_POISON: 1, 0, or a negative errno when it cannot be asked. */
+int uffd_can_poison(void);
+
 /* Wakes who waits in the range: each faults again. */
 enum uffd_outcome uffd_wake(int fd, uint64_t addr, size_t len);
 

@@ -31,6 +31,7 @@
 #include "stats.h"
 #include "fill.h"
 #include "heat.h"
+#include "lost.h"
 #include "tier.h"
 #include "tier_io.h"
 #include "uffd.h"
@@ -89,6 +90,8 @@ struct shard {
     uint64_t last_read_ns;        /* clock_ns() when a read was last started */
     struct readahead readahead;
     struct heat heat;
+    struct lost lost;
+    unsigned failing; /* faults whose content cannot be had now */
     struct deferred deferred[DEFERRED_MAX];
     unsigned nr_deferred;
     uint64_t spin_ns;
@@ -158,13 +161,17 @@ struct vm {
     _Atomic int64_t arena_pages; /* of tiers in memory that count against the limit */
     _Atomic uint64_t demote_after_ns;
     uint64_t tier_bytes[UFFDMM_TIERS_MAX]; /* policy: most to be stored, 0: no bound */
-    unsigned limit_percent;                /* of RAM, until a limit is chosen; 0: none */
-    _Atomic uint64_t limit;                /* pages */
+    uint64_t
+        lost_after_ns; /* a page that cannot be had for so long is poisoned, 0: never */
+    unsigned limit_percent;         /* of RAM, until a limit is chosen; 0: none */
+    _Atomic uint64_t limit;         /* pages */
     _Atomic uint64_t host_limit;    /* pages: what the host has huge pages for, huge.c */
     _Atomic int64_t claimed;        /* of the room: by huge pages on their way in */
     _Atomic uint32_t nr_blocks;     /* of all regions */
     _Atomic uint32_t nr_huge;       /* regions of huge pages */
     _Atomic uint32_t readahead_max; /* pages */
+    _Atomic unsigned unreadable;    /* faults whose content cannot be had now */
+    _Atomic unsigned store_state;   /* of the evictor: an enum uffdmm_worker_state */
     bool limit_chosen;              /* by SET_POLICY: no longer the default */
     _Atomic bool stop;
     _Atomic int64_t prefetch_left; /* pages that PREFETCH may still bring in */
@@ -330,5 +337,8 @@ static inline uint64_t page_checksum(const void *page, size_t bytes, uint32_t re
  * caller's to free.
  */
 void region_free_slots(struct region *r, uint64_t e);
+
+/* Shows in the statistics whether some page cannot be read or written now.  From any thread. */
+void vm_show_state(struct vm *vm);
 
 #endif

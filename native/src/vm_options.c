@@ -50,6 +50,12 @@ static bool set_demote_after(struct vm_options *vm, const char *v)
     return option_demote_after(v, &vm->demote_after_ns);
 }
 
+static bool set_on_lost(struct vm_options *vm, const char *v)
+{
+    vm->has_on_lost = true;
+    return option_on_lost(v, &vm->poison_lost);
+}
+
 static bool set_tier_capacity(struct vm_tier_options *t, const char *v)
 {
     return options_parse_size(v, &t->capacity) && t->capacity >= PAGE_SIZE_4K;
@@ -70,6 +76,7 @@ static const struct {
     {"readahead", "a number from 1 to 64", set_readahead},
     {"demote-after", "a time of whole milliseconds with its unit (30s), or never",
      set_demote_after},
+    {"on-lost", "wait or poison", set_on_lost},
 };
 
 static const struct {
@@ -92,8 +99,8 @@ static bool unknown_key(const char *vm, const char *key, const char *word,
     if (nearest) {
         fprintf(stderr, ": did you mean '%.*s%s'?\n", (int)(word - key), key, nearest);
     } else {
-        fprintf(stderr, "; there are limit, readahead, demote-after, TIER.capacity and "
-                        "TIER.codec\n");
+        fprintf(stderr, "; there are limit, readahead, demote-after, on-lost, "
+                        "TIER.capacity and TIER.codec\n");
     }
     return false;
 }

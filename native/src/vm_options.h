@@ -25,13 +25,15 @@ struct vm_options {
     unsigned readahead_pages; /* 0: the default */
     bool has_demote_after;    /* else the default */
     uint64_t demote_after_ns; /* 0: never */
+    bool has_on_lost;         /* else the default */
+    bool poison_lost;
     struct vm_tier_options tiers[TIER_OPTIONS_MAX];
     unsigned nr_tiers;
 };
 
 /*
- * NAME[,limit=SIZE|N%|none][,readahead=N][,demote-after=TIME][,TIER.capacity=SIZE]
- * [,TIER.codec=lz4|zstd] of --vm.  False after an error was printed; *@out is then not
+ * NAME[,limit=SIZE|N%|none][,readahead=N][,demote-after=TIME][,on-lost=wait|poison]
+ * [,TIER.capacity=SIZE][,TIER.codec=lz4|zstd] of --vm.  False after an error was printed; *@out is then not
  * to be used.
  */
 bool vm_options_parse(struct vm_options *out, const char *text);

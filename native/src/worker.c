@@ -150,7 +150,7 @@ static int on_attach(struct worker *w, struct conn *c)
     if (ret) {
         return refuse(c, ret, err);
     }
-    stats_set(&w->vm.stats->state, UFFDMM_WORKER_RUNNING);
+    vm_show_state(&w->vm);
     log_info("region %s attached: %llu MiB at %#llx, %u shard(s)", c->region->name,
              (unsigned long long)(c->region->size >> 20),
              (unsigned long long)c->region->base, c->region->nr_shards);

@@ -3,6 +3,7 @@
 #include "unit.h"
 
 #include "options.h"
+#include "uffd.h"
 
 #include <fcntl.h>
 #include <getopt.h>
@@ -138,6 +139,10 @@ static void bad_values_are_usage_errors(void **state)
         "--tier=pool=pool,codex=lz4",
         "--vm=web,disk.capacity=1G", /* no such tier */
         "--demote-after=30",         /* of what? */
+        "--on-lost=bury",
+        "--on-lost=poison", /* after how long? */
+        "--vm=web,on-lost=poison",
+        "--on-lost-after=60",
         "surplus",
     };
     struct options o;
@@ -170,6 +175,32 @@ static void tiers_keep_their_order_and_vms_their_own_settings(void **state)
     assert_int_equal(o.nr_vms, 1);
     assert_int_equal(o.vms[0].limit_bytes, 3ULL << 30);
     assert_int_equal(o.demote_after_ns, 90ULL * 1000000000);
+}
+
+static void lost_pages_are_waited_for_or_poisoned_by_vm(void **state)
+{
+    struct options o;
+    char lost[] = "--on-lost=poison";
+    char after[] = "--on-lost-after=60s";
+    char web[] = "--vm=web,on-lost=wait";
+    char db[] = "--vm=db,on-lost=poison";
+    char ci[] = "--vm=ci,limit=1G";
+    (void)state;
+
+    assert_int_equal(PARSE(&o, socket_opt, store_opt), OPTIONS_RUN);
+    assert_false(o.poison_lost);
+    assert_int_equal(o.lost_after_ns, 0);
+    if (uffd_can_poison() != 1) {
+        print_message("skip: this kernel has no UFFDIO_POISON\n");
+        skip();
+    }
+    assert_int_equal(PARSE(&o, socket_opt, store_opt, lost, after, web, db, ci),
+                     OPTIONS_RUN);
+    assert_true(o.poison_lost);
+    assert_int_equal(o.lost_after_ns, 60ULL * 1000000000);
+    assert_true(o.vms[0].has_on_lost && !o.vms[0].poison_lost);
+    assert_true(o.vms[1].has_on_lost && o.vms[1].poison_lost);
+    assert_false(o.vms[2].has_on_lost);
 }
 
 static void socket_and_store_are_needed(void **state)
@@ -206,6 +237,7 @@ int main(void)
         cmocka_unit_test(a_good_line_gives_all_values),
         cmocka_unit_test(bad_values_are_usage_errors),
         cmocka_unit_test(tiers_keep_their_order_and_vms_their_own_settings),
+        cmocka_unit_test(lost_pages_are_waited_for_or_poisoned_by_vm),
         cmocka_unit_test(socket_and_store_are_needed),
         cmocka_unit_test(information_exits_well),
     };

@@ -39,6 +39,8 @@ socket = "/run/x.sock"
 limit = "50%"
 readahead = 32
 demote-after = "1.5s"
+on-lost = "poison"
+on-lost-after = "60s"
 allow-uids = [107, 0]
 log-level = "warn"
 spin-max = "80us"
@@ -66,6 +68,7 @@ delay = { read = "1ms", write = "2ms", shape = "uniform", trigger = "/tmp/d" }
 limit = 4294967296
 readahead = 1
 demote-after = "never"
+on-lost = "wait"
 [vm.db.tier.ram]
 capacity = "2G"
 codec = "lz4"
@@ -192,6 +195,9 @@ MISTAKES = [
     ),
     (SSD + "".join(f"[vm.v{i}]\n" for i in range(65)), "vm.v64", "more than 64 VMs", "remove"),
     (SSD + '[vm.db]\nlimt = "1G"', "vm.db.limt", "unknown key", "'limit'"),
+    ('[manager]\non-lost = "bury"\n' + SSD, "manager.on-lost", "wait", ""),
+    ('[manager]\non-lost = "poison"\n' + SSD, "manager.on-lost", "without a time", "60s"),
+    (SSD + '[vm.db]\non-lost = "poison"', "vm.db.on-lost", "without a time", "60s"),
     (SSD + '[vm."a b"]', 'vm."a b"', "not a name of a VM", "A-Z"),
     (SSD + '[vm.".x"]', 'vm.".x"', "not a name of a VM", "not a dot"),
     (SSD + '[vm.db.tier.sdd]\ncapacity = "1G"', "vm.db.tier.sdd", "no such tier", "'ssd'"),

@@ -21,7 +21,7 @@ from uffdmm.config import Config, Document, examine, manager_arguments, to_toml
 from uffdmm.config.values import ERRNO_NAMES
 
 TOP = Path(__file__).parents[2]
-SOURCES = ("option_pairs.c", "tier_options.c", "vm_options.c", "options.c", "log.c")
+SOURCES = ("option_pairs.c", "tier_options.c", "vm_options.c", "options.c", "log.c", "uffd.c")
 NAME = "ABCdef012_-"
 CODECS = ("lz4", "zstd")
 SHAPES = ("fixed", "uniform", "exponential")
@@ -137,7 +137,13 @@ def vm_tables(tiers: list[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
     overrides = optional(**{tier["name"]: override(tier) for tier in tiers})
     limit = size_text() | st.integers(1, 100).map(lambda n: f"{n}%") | st.just("none")
     demote = duration_text("ms") | st.just("never")
-    return optional(limit=limit, readahead=st.integers(1, 64), demote_after=demote, tier=overrides)
+    return optional(
+        limit=limit,
+        readahead=st.integers(1, 64),
+        demote_after=demote,
+        on_lost=st.just("wait"),
+        tier=overrides,
+    )
 
 
 @st.composite
@@ -213,6 +219,8 @@ def check_vm(parser: SimpleNamespace, name: str, vm: Any, text: str) -> Any:
     assert c.readahead_pages == (vm.readahead or 0)
     assert c.has_demote_after == (vm.demote_after is not None)
     assert c.demote_after_ns == (vm.demote_after or 0)
+    assert c.has_on_lost == (vm.on_lost is not None)
+    assert c.poison_lost == (vm.on_lost == "poison")
     got = {
         bytes(parser.ffi.string(c.tiers[index].tier)).decode(): (
             c.tiers[index].capacity,
@@ -280,6 +288,7 @@ def test_the_whole_line() -> None:
                 "limit": "50%",
                 "readahead": 8,
                 "demote-after": "1.5s",
+                "on-lost-after": "60s",
                 "allow-uids": [107, 108],
                 "log-level": "debug",
                 "spin-max": "0",
@@ -289,7 +298,7 @@ def test_the_whole_line() -> None:
                 {"name": "ram", "type": "pool", "capacity": "1.5G"},
                 {"name": "ssd", "type": "file", "path": "/a,b"},
             ],
-            "vm": {"db": {"limit": "none"}, "idle": {}},
+            "vm": {"db": {"limit": "none", "on-lost": "poison"}, "idle": {}},
         }
     )
     assert config is not None
@@ -300,7 +309,8 @@ def test_the_whole_line() -> None:
         *("--limit", "50%"),
         *("--readahead", "8"),
         *("--demote-after", "1500ms"),
-        *("--vm", "db,limit=none"),
+        *("--on-lost-after", "1m"),
+        *("--vm", "db,limit=none,on-lost=poison"),
         *("--spin-max-us", "0"),
         *("--allow-uid", "107", "--allow-uid", "108"),
         "--no-tracking",

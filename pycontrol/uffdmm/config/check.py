@@ -275,6 +275,17 @@ def _demotion(document: Document, config: Config) -> Iterator[Problem]:
         )
 
 
+def _poison(document: Document, config: Config) -> Iterator[Problem]:
+    poisoned: list[tuple[str, ...]] = [("manager",)] if config.manager.on_lost == "poison" else []
+    poisoned += [("vm", name) for name, vm in config.vm.items() if vm.on_lost == "poison"]
+    if poisoned and not config.manager.on_lost_after:
+        yield document.problem(
+            (*poisoned[0], "on-lost"),
+            "poison says nothing without a time",
+            'write on-lost-after = "60s" in [manager]',
+        )
+
+
 def _is_here(host: str | None) -> bool:
     """Whether what is sent to a host does not leave this one."""
     if not host or host == "localhost":
@@ -313,6 +324,7 @@ _CHECKS: tuple[Callable[[Document, Config], Iterator[Problem]], ...] = (
     _overrides,
     _order,
     _demotion,
+    _poison,
     _nbd,
     _faults,
 )

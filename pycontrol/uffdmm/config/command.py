@@ -10,7 +10,7 @@ from decimal import Decimal
 from ..client import DEFAULT_SOCKET
 from ..durations import exact_duration
 from ..sizes import exact_size
-from .model import AnyTier, Config, FileTier, NbdTier, PoolTier, TierTable, VmTable
+from .model import AnyTier, Config, FileTier, ManagerTable, NbdTier, PoolTier, TierTable, VmTable
 from .values import shown_demote_after
 
 Pair = tuple[str, object]
@@ -33,6 +33,7 @@ def manager_arguments(config: Config, *, listen: bool = True) -> list[str]:
         arguments += ["--readahead", str(manager.readahead)]
     if manager.demote_after is not None:
         arguments += ["--demote-after", shown_demote_after(manager.demote_after)]
+    arguments += _on_lost(manager)
     for name, vm in config.vm.items():
         pairs = _vm_pairs(vm)
         if any(value is not None for _, value in pairs):
@@ -45,6 +46,15 @@ def manager_arguments(config: Config, *, listen: bool = True) -> list[str]:
         arguments.append("--no-tracking")
     if manager.log_level is not None:
         arguments += ["--log-level", manager.log_level]
+    return arguments
+
+
+def _on_lost(manager: ManagerTable) -> list[str]:
+    arguments: list[str] = []
+    if manager.on_lost is not None:
+        arguments += ["--on-lost", manager.on_lost]
+    if manager.on_lost_after is not None:
+        arguments += ["--on-lost-after", shown_demote_after(manager.on_lost_after)]
     return arguments
 
 
@@ -109,6 +119,7 @@ def _vm_pairs(vm: VmTable) -> list[Pair]:
         ("limit", vm.limit),
         ("readahead", vm.readahead),
         ("demote-after", demote),
+        ("on-lost", vm.on_lost),
     ]
     for name, override in vm.tier.items():
         pairs += [

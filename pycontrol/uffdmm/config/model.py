@@ -59,6 +59,15 @@ class ManagerTable(Table):
         default=None,
         description="a page that was not used for this time moves one tier down; never by default",
     )
+    on_lost: Literal["wait", "poison"] | None = Field(
+        default=None,
+        description="what becomes of a page that cannot be read: wait lets the guest wait for it,"
+        " the default; poison gives the guest an error for it after on-lost-after",
+    )
+    on_lost_after: DemoteAfter | None = Field(
+        default=None,
+        description="how long a page is waited for before it is poisoned; never by default",
+    )
     allow_uids: Annotated[list[UserId], Field(max_length=16)] | None = Field(
         default=None,
         description="numbers of the users whose QEMU is accepted, besides root and the manager's"
@@ -191,6 +200,9 @@ class VmTable(Table):
     limit: Limit | None = Field(default=None, description="as in [manager], for this VM")
     readahead: Readahead | None = Field(default=None, description="as in [manager], for this VM")
     demote_after: DemoteAfter | None = Field(
+        default=None, description="as in [manager], for this VM"
+    )
+    on_lost: Literal["wait", "poison"] | None = Field(
         default=None, description="as in [manager], for this VM"
     )
     tier: dict[str, VmTierTable] = Field(
