@@ -29,6 +29,7 @@
 #include "clock.h"
 #include "conn.h"
 #include "log.h"
+#include "nbd_lib.h"
 #include "tier_file.h"
 #include "worker.h"
 
@@ -549,8 +550,10 @@ int acceptor_run(const struct options *options)
     }
     a->options = options;
     for (unsigned i = 0; i < options->nr_tiers; i++) {
-        if (options->tiers[i].type == UFFDMM_TIER_FILE &&
-            tier_file_sweep(&options->tiers[i], err, sizeof(err))) {
+        const struct tier_config *c = &options->tiers[i];
+
+        if ((c->type == UFFDMM_TIER_FILE && tier_file_sweep(c, err, sizeof(err))) ||
+            (c->type == UFFDMM_TIER_NBD && nbd_lib_load(err, sizeof(err)))) {
             log_error("%s", err);
             free(a);
             return EXIT_FAILURE;

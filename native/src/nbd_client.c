@@ -376,8 +376,12 @@ int nbd_client_start(struct nbd_client **out, const struct nbd_client_config *co
                      char *err, size_t err_len)
 {
     struct nbd_client *c;
-    int ret = client_new(&c, config);
+    int ret = nbd_lib_load(err, err_len);
 
+    if (ret) {
+        return ret;
+    }
+    ret = client_new(&c, config);
     if (!ret) {
         ret = nbd_dialer_start(&c->dialer, c->uri, c->event_fd);
         if (!ret) {

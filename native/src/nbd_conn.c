@@ -75,7 +75,7 @@ void nbd_conn_adopt(struct nbd_conn *conn, struct nbd_handle *h)
 void nbd_conn_close(struct nbd_conn *conn)
 {
     conn->check.conn = NULL;
-    nbd_close(conn->h);
+    nbd_lib.close(conn->h);
     conn->h = NULL;
     conn->ended = NULL;
     conn->state = NBD_CONN_DOWN;
@@ -89,8 +89,8 @@ short nbd_conn_interest(const struct nbd_conn *conn, int *fd)
     if (!conn->h || conn->failed) {
         return 0;
     }
-    *fd = nbd_aio_get_fd(conn->h);
-    direction = nbd_aio_get_direction(conn->h);
+    *fd = nbd_lib.aio_get_fd(conn->h);
+    direction = nbd_lib.aio_get_direction(conn->h);
     return (short)((direction & LIBNBD_AIO_DIRECTION_READ ? POLLIN : 0) |
                    (direction & LIBNBD_AIO_DIRECTION_WRITE ? POLLOUT : 0));
 }
@@ -102,48 +102,48 @@ void nbd_conn_event(struct nbd_conn *conn, short revents)
     if (!conn->h || conn->failed || !revents) {
         return;
     }
-    if ((nbd_aio_get_direction(conn->h) & LIBNBD_AIO_DIRECTION_READ) &&
-        (revents & (POLLIN | broken)) && nbd_aio_notify_read(conn->h) < 0) {
-        fail(conn, nbd_get_error());
+    if ((nbd_lib.aio_get_direction(conn->h) & LIBNBD_AIO_DIRECTION_READ) &&
+        (revents & (POLLIN | broken)) && nbd_lib.aio_notify_read(conn->h) < 0) {
+        fail(conn, nbd_lib.get_error());
         return;
     }
     /* reading may have changed what it waits for */
-    if ((nbd_aio_get_direction(conn->h) & LIBNBD_AIO_DIRECTION_WRITE) &&
-        (revents & (POLLOUT | broken)) && nbd_aio_notify_write(conn->h) < 0) {
-        fail(conn, nbd_get_error());
+    if ((nbd_lib.aio_get_direction(conn->h) & LIBNBD_AIO_DIRECTION_WRITE) &&
+        (revents & (POLLOUT | broken)) && nbd_lib.aio_notify_write(conn->h) < 0) {
+        fail(conn, nbd_lib.get_error());
         return;
     }
-    if (nbd_aio_is_dead(conn->h) || nbd_aio_is_closed(conn->h)) {
+    if (nbd_lib.aio_is_dead(conn->h) || nbd_lib.aio_is_closed(conn->h)) {
         fail(conn, "the server closed the connection");
     }
 }
 
 bool nbd_conn_negotiated(const struct nbd_conn *conn)
 {
-    return conn->h && !conn->failed && nbd_aio_is_ready(conn->h);
+    return conn->h && !conn->failed && nbd_lib.aio_is_ready(conn->h);
 }
 
 /* A block size that the server announced, or @otherwise. */
 static uint64_t block_size(struct nbd_handle *h, int type, uint64_t otherwise)
 {
-    int64_t n = nbd_get_block_size(h, type);
+    int64_t n = nbd_lib.get_block_size(h, type);
 
     return n > 0 ? (uint64_t)n : otherwise;
 }
 
 void nbd_conn_export(const struct nbd_conn *conn, struct nbd_export *e)
 {
-    int64_t bytes = nbd_get_size(conn->h);
+    int64_t bytes = nbd_lib.get_size(conn->h);
 
     *e = (struct nbd_export){
         .bytes = bytes > 0 ? (uint64_t)bytes : 0,
         .max_request = block_size(conn->h, LIBNBD_SIZE_MAXIMUM, REQUEST_MAX),
         .min_request = block_size(conn->h, LIBNBD_SIZE_MINIMUM, 1),
-        .read_only = nbd_is_read_only(conn->h) != 0,
-        .can_trim = nbd_can_trim(conn->h) > 0,
-        .can_fua = nbd_can_fua(conn->h) > 0,
-        .can_flush = nbd_can_flush(conn->h) > 0,
-        .multi_conn = nbd_can_multi_conn(conn->h) > 0,
+        .read_only = nbd_lib.is_read_only(conn->h) != 0,
+        .can_trim = nbd_lib.can_trim(conn->h) > 0,
+        .can_fua = nbd_lib.can_fua(conn->h) > 0,
+        .can_flush = nbd_lib.can_flush(conn->h) > 0,
+        .multi_conn = nbd_lib.can_multi_conn(conn->h) > 0,
     };
     if (e->max_request > REQUEST_MAX) {
         e->max_request = REQUEST_MAX;
@@ -162,7 +162,7 @@ void nbd_conn_keepalive(const struct nbd_conn *conn)
         {IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_COUNT},
         {IPPROTO_TCP, TCP_USER_TIMEOUT, USER_TIMEOUT_MS},
     };
-    int fd = nbd_aio_get_fd(conn->h);
+    int fd = nbd_lib.aio_get_fd(conn->h);
 
     for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
         if (setsockopt(fd, options[i].level, options[i].option, &options[i].value,
@@ -186,24 +186,26 @@ int nbd_conn_send(struct nbd_conn *conn, struct nbd_piece *p)
     conn->write_bytes += p->kind == NBD_WRITE ? p->length : 0;
     switch (p->kind) {
     case NBD_READ:
-        ret = nbd_aio_pread(conn->h, p->buf, (size_t)p->length, p->offset, ended, 0);
+        ret = nbd_lib.aio_pread(conn->h, p->buf, (size_t)p->length, p->offset, ended, 0);
         break;
     case NBD_WRITE:
-        ret = nbd_aio_pwrite(conn->h, p->buf, (size_t)p->length, p->offset, ended, flags);
+        ret = nbd_lib.aio_pwrite(conn->h, p->buf, (size_t)p->length, p->offset, ended,
+                                 flags);
         break;
     case NBD_TRIM:
-        ret = nbd_aio_trim(conn->h, p->length, p->offset, ended, 0);
+        ret = nbd_lib.aio_trim(conn->h, p->length, p->offset, ended, 0);
         break;
     case NBD_FLUSH:
-        ret = nbd_aio_flush(conn->h, ended, 0);
+        ret = nbd_lib.aio_flush(conn->h, ended, 0);
         break;
     }
     if (ret >= 0) {
         return 0;
     }
-    error = nbd_get_errno();
-    if (error == ENOTCONN || nbd_aio_is_dead(conn->h) || nbd_aio_is_closed(conn->h)) {
-        fail(conn, nbd_get_error());
+    error = nbd_lib.get_errno();
+    if (error == ENOTCONN || nbd_lib.aio_is_dead(conn->h) ||
+        nbd_lib.aio_is_closed(conn->h)) {
+        fail(conn, nbd_lib.get_error());
         error = ENOTCONN;
     }
     nbd_conn_forget(conn, p);

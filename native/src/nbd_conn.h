@@ -11,8 +11,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <libnbd.h>
-
 #include "nbd_dial.h"
 #include "superblock.h"
 

@@ -68,7 +68,7 @@ int nbd_uri_expand(const char *uri, const char *vm_name, char *out, size_t out_l
 static void free_dialer(struct nbd_dialer *d)
 {
     for (unsigned i = 0; i < NBD_CONNECTIONS_MAX; i++) {
-        nbd_close(d->dials[i].handle);
+        nbd_lib.close(d->dials[i].handle);
     }
     pthread_cond_destroy(&d->cond);
     pthread_cond_destroy(&d->ended);
@@ -83,18 +83,19 @@ static void free_dialer(struct nbd_dialer *d)
  */
 static struct nbd_handle *begin(const char *uri, char text[NBD_TEXT_MAX])
 {
-    struct nbd_handle *h = nbd_create();
+    struct nbd_handle *h = nbd_lib.create();
 
     if (!h ||
-        nbd_set_uri_allow_transports(h, LIBNBD_ALLOW_TRANSPORT_TCP |
-                                            LIBNBD_ALLOW_TRANSPORT_UNIX) < 0 ||
-        nbd_set_uri_allow_tls(h, LIBNBD_TLS_ALLOW) < 0 ||
-        nbd_set_uri_allow_local_file(h, true) < 0 ||
-        nbd_set_tls_verify_peer(h, true) < 0 ||
+        nbd_lib.set_uri_allow_transports(h, LIBNBD_ALLOW_TRANSPORT_TCP |
+                                                LIBNBD_ALLOW_TRANSPORT_UNIX) < 0 ||
+        nbd_lib.set_uri_allow_tls(h, LIBNBD_TLS_ALLOW) < 0 ||
+        nbd_lib.set_uri_allow_local_file(h, true) < 0 ||
+        nbd_lib.set_tls_verify_peer(h, true) < 0 ||
         /* a read that failed is not looked at: no need to clear its buffer first */
-        nbd_set_pread_initialize(h, false) < 0 || nbd_aio_connect_uri(h, uri) < 0) {
-        snprintf(text, NBD_TEXT_MAX, "%s", nbd_get_error());
-        nbd_close(h);
+        nbd_lib.set_pread_initialize(h, false) < 0 ||
+        nbd_lib.aio_connect_uri(h, uri) < 0) {
+        snprintf(text, NBD_TEXT_MAX, "%s", nbd_lib.get_error());
+        nbd_lib.close(h);
         return NULL;
     }
     return h;

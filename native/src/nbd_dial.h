@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include <libnbd.h>
+#include "nbd_lib.h"
 
 #define NBD_CONNECTIONS_MAX 16
 #define NBD_URI_MAX 4096

@@ -2,6 +2,7 @@
 /* The nbd tier against real servers that do what they should, or refuse to. */
 #include "unit.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -19,6 +20,26 @@
 #include "tier_contract.h"
 
 #define MIB (1024ULL * 1024)
+
+/* The first test: a manager without such a tier does not pay for the library. */
+static void library_is_loaded_when_it_is_wanted(void **state)
+{
+    char err[UFFDMM_TEXT_MAX];
+    (void)state;
+
+    assert_null(dlopen(NBD_LIB_NAME, RTLD_LAZY | RTLD_NOLOAD));
+    assert_null(nbd_lib.create);
+    assert_int_equal(nbd_lib_load_from("libnbd-not-here.so.0", err, sizeof(err)),
+                     -ENOENT);
+    assert_non_null(strstr(err, "libnbd-not-here.so.0"));
+    assert_non_null(strstr(err, "install libnbd"));
+    assert_int_equal(nbd_lib_load_from("libc.so.6", err, sizeof(err)), -ENOSYS);
+    assert_non_null(strstr(err, "nbd_aio_connect_uri"));
+    assert_null(nbd_lib.create);
+    assert_int_equal(nbd_lib_load(err, sizeof(err)), 0);
+    assert_non_null(nbd_lib.create);
+    assert_int_equal(nbd_lib_load(err, sizeof(err)), 0);
+}
 
 /* Writes 256 pages in runs with scattered buffers and reads them back otherwise. */
 static void check_pages(struct nbd_rig *r)
@@ -619,6 +640,7 @@ static int contract(void)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(library_is_loaded_when_it_is_wanted),
         cmocka_unit_test(name_of_the_vm_is_encoded_in_the_uri),
         cmocka_unit_test(pages_come_back),
         cmocka_unit_test(pages_come_back_from_qemu_nbd),
