@@ -265,6 +265,30 @@ static int enable(struct tier_queue *q)
     return 0;
 }
 
+/*
+ * The kernel takes nothing from the ring: prepared requests end with @error, and their
+ * owners try again or go elsewhere.  Without a polling thread it reads the ring only
+ * while it is called, and a call that failed has consumed none, so what lies behind its
+ * head can be taken out again.  Left there it would be carried out by the next call that
+ * succeeds, on buffers that are somebody else's by then.
+ */
+static void withdraw(struct tier_queue *q, int error)
+{
+    struct io_uring_sq *sq = &q->ring.sq;
+    unsigned head = io_uring_smp_load_acquire(sq->khead), tail = sq->sqe_tail;
+
+    sq->sqe_head = sq->sqe_tail = head;
+    io_uring_smp_store_release(sq->ktail, head);
+    q->unflushed = 0;
+    for (unsigned i = head; i != tail; i++) {
+        struct tier_io *io =
+            (struct tier_io *)(uintptr_t)sq->sqes[i & sq->ring_mask].user_data;
+
+        q->in_ring--;
+        tier_io_done(io, error);
+    }
+}
+
 void tier_flush(struct tier_queue *q)
 {
     while (q->unflushed) {
@@ -275,8 +299,7 @@ void tier_flush(struct tier_queue *q)
         } else if (ret == -EBUSY || ret == -EAGAIN) {
             take_ring(q);
         } else if (ret != -EINTR) {
-            /* prepared requests may or may not be under way: their buffers are not ours */
-            abort();
+            withdraw(q, ret ? ret : -EIO);
         }
     }
 }

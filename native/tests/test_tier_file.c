@@ -12,6 +12,7 @@
 #include <linux/magic.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/statfs.h>
@@ -344,6 +345,78 @@ static void contract_holds_over_a_device_and_a_directory(void **state)
     close(fd);
 }
 
+/* ---- a ring that takes nothing ------------------------------------------------- */
+
+enum { BATCH = 24 };
+
+/* Reads or writes a page of each slot, all at once, and counts the results. */
+static unsigned results(struct file_bench *b, struct tier_queue *q, char *pages,
+                        const uint64_t *slots, bool write, int expected)
+{
+    struct tier_io ios[BATCH];
+    struct iovec iovs[BATCH];
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < BATCH; i++) {
+        iovs[i] = (struct iovec){.iov_base = pages + (size_t)i * PAGE_SIZE_4K,
+                                 .iov_len = PAGE_SIZE_4K};
+        ios[i] = (struct tier_io){.tier = &b->tier,
+                                  .write = write,
+                                  .slot = slots[i],
+                                  .pfn = i,
+                                  .iov = &iovs[i],
+                                  .nr_iov = 1,
+                                  .length = PAGE_SIZE_4K};
+    }
+    tier_run(q, ios, BATCH, 0);
+    for (unsigned i = 0; i < BATCH; i++) {
+        n += ios[i].done && ios[i].result == expected;
+    }
+    assert_int_equal(q->in_flight, 0);
+    assert_int_equal(q->in_ring, 0);
+    return n;
+}
+
+/*
+ * As when the kernel has no memory for requests.  They must not be carried out later
+ * either, when the ring works again: a page of another batch would be overwritten.
+ */
+static void requests_that_the_kernel_does_not_take_fail_and_stay_out(void **state)
+{
+    struct file_bench *b = *state;
+    struct tier *tiers[] = {NULL, &b->tier};
+    uint64_t slots[BATCH];
+    struct tier_queue q;
+    char *pages = aligned_alloc(PAGE_SIZE_4K, (size_t)BATCH * PAGE_SIZE_4K);
+
+    file_bench_make_dirs(b, 1);
+    file_bench_open(b, 4 * MIB);
+    file_bench_put(b, slots, BATCH);
+    assert_non_null(pages);
+    assert_int_equal(tier_queue_init(&q, tiers, 2), 0);
+    memset(pages, 'a', (size_t)BATCH * PAGE_SIZE_4K);
+    assert_int_equal(results(b, &q, pages, slots, true, 0), BATCH);
+
+    int fd = q.ring.enter_ring_fd;
+    for (int i = 0; i < 5; i++) { /* more than fit into the ring */
+        q.ring.enter_ring_fd = -1;
+        memset(pages, 'b', (size_t)BATCH * PAGE_SIZE_4K);
+        assert_int_equal(results(b, &q, pages, slots, true, -EBADF), BATCH);
+        q.ring.enter_ring_fd = fd;
+        assert_int_equal(results(b, &q, pages, slots, false, 0), BATCH);
+        for (unsigned k = 0; k < BATCH * PAGE_SIZE_4K; k++) {
+            assert_int_equal(pages[k], 'a');
+        }
+    }
+    memset(pages, 'c', (size_t)BATCH * PAGE_SIZE_4K);
+    assert_int_equal(results(b, &q, pages, slots, true, 0), BATCH);
+    assert_int_equal(results(b, &q, pages, slots, false, 0), BATCH);
+    assert_int_equal(pages[BATCH * PAGE_SIZE_4K - 1], 'c');
+    tier_queue_deinit(&q);
+    free(pages);
+    file_bench_close(b, false);
+}
+
 int main(void)
 {
 #define FILE_TEST(test) \
@@ -361,6 +434,7 @@ int main(void)
         FILE_TEST(every_way_of_zeroing_makes_a_device_unreadable),
         FILE_TEST(smallest_device_sets_the_size),
         FILE_TEST(contract_holds_over_a_device_and_a_directory),
+        FILE_TEST(requests_that_the_kernel_does_not_take_fail_and_stay_out),
     };
     int failed;
 
