@@ -204,31 +204,15 @@ static void write_slots(struct demoter *d, struct tier *t, unsigned nr)
     unsigned nr_ios = 0, nr_iovs = 0;
 
     for (unsigned i = 0, k; i < nr; i = k) {
-        struct iovec *iov = &d->iovs[nr_iovs];
-        uint64_t extent;
+        struct tier_io *io = &d->ios[nr_ios];
 
         k = i + 1;
-        if (d->puts[i].result) {
-            continue;
+        if (!d->puts[i].result) {
+            k = tier_build_write(io, t, d->puts, nr, i, &d->iovs[nr_iovs]);
+            io->owner = &d->puts[i];
+            nr_iovs += (unsigned)io->nr_iov;
+            nr_ios++;
         }
-        extent = t->ops->extent(t, d->puts[i].slot, nr - i);
-        while (k < nr && k - i < extent && !d->puts[k].result &&
-               d->puts[k].slot == d->puts[i].slot + (k - i)) {
-            k++;
-        }
-        for (unsigned n = i; n < k; n++) {
-            d->iovs[nr_iovs++] = (struct iovec){
-                .iov_base = (void *)(uintptr_t)d->puts[n].data, .iov_len = PAGE_SIZE_4K};
-        }
-        d->ios[nr_ios++] = (struct tier_io){.tier = t,
-                                            .write = true,
-                                            .slot = d->puts[i].slot,
-                                            .region_id = d->puts[i].region_id,
-                                            .pfn = d->puts[i].pfn,
-                                            .iov = iov,
-                                            .nr_iov = (int)(k - i),
-                                            .length = (uint64_t)(k - i) * PAGE_SIZE_4K,
-                                            .owner = &d->puts[i]};
     }
     tier_run(&d->queue, d->ios, (int)nr_ios, SPIN_NS);
     for (unsigned i = 0; i < nr_ios; i++) {

@@ -229,45 +229,6 @@ static unsigned choose(struct batch *bt)
     return n;
 }
 
-/*
- * Builds one write from put @i on, as far as slots are neighbours.  Returns the put
- * behind the last one covered.
- */
-static unsigned build_write(struct batch *bt, struct tier *t, unsigned nr, unsigned i,
-                            struct tier_io *io, unsigned *nr_iov)
-{
-    struct iovec *iov = &bt->iovs[*nr_iov];
-    uint64_t first = bt->puts[i].slot;
-    uint64_t extent = t->ops->extent(t, first, nr - i);
-    unsigned k;
-    int n = 0;
-
-    for (k = i; k < nr && k - i < extent && !bt->puts[k].result &&
-                bt->puts[k].slot == first + (k - i);
-         k++) {
-        char *data = (char *)(uintptr_t)bt->puts[k].data;
-
-        if (n && (char *)iov[n - 1].iov_base + iov[n - 1].iov_len == data) {
-            iov[n - 1].iov_len += PAGE_SIZE_4K;
-        } else {
-            iov[n++] = (struct iovec){.iov_base = data, .iov_len = PAGE_SIZE_4K};
-        }
-    }
-    *io = (struct tier_io){
-        .tier = t,
-        .write = true,
-        .slot = first,
-        .region_id = bt->puts[i].region_id,
-        .pfn = bt->puts[i].pfn,
-        .iov = iov,
-        .nr_iov = n,
-        .length = (uint64_t)(k - i) * PAGE_SIZE_4K,
-        .owner = &bt->chosen[i],
-    };
-    *nr_iov += (unsigned)n;
-    return k;
-}
-
 /* The writes of a huge page, put @i: as many as its tier needs for a run of slots. */
 static void build_huge(struct batch *bt, struct tier *t, unsigned i)
 {
@@ -314,6 +275,9 @@ static void begin_writes(struct batch *bt, struct tier *t)
 
     bt->nr_ios = 0;
     while (i < bt->nr_puts) {
+        struct tier_io *io;
+        unsigned next;
+
         if (bt->puts[i].result) {
             i++;
             continue;
@@ -322,7 +286,11 @@ static void begin_writes(struct batch *bt, struct tier *t)
             build_huge(bt, t, i++);
             continue;
         }
-        i = build_write(bt, t, bt->nr_puts, i, &bt->ios[bt->nr_ios++], &nr_iov);
+        io = &bt->ios[bt->nr_ios++];
+        next = tier_build_write(io, t, bt->puts, bt->nr_puts, i, &bt->iovs[nr_iov]);
+        io->owner = &bt->chosen[i];
+        nr_iov += (unsigned)io->nr_iov;
+        i = next;
     }
     for (i = 0; i < bt->nr_ios; i++) {
         tier_submit(&bt->queue, &bt->ios[i]);

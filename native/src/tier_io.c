@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "config.h"
 #include "probes.h"
 #include "stats.h"
 #include "tier.h"
@@ -331,6 +332,37 @@ void tier_ring_submit(struct tier_queue *q, struct tier_io *io, int fd, uint64_t
     io_uring_sqe_set_data(sqe, io);
     q->unflushed++;
     q->in_ring++;
+}
+
+unsigned tier_build_write(struct tier_io *io, struct tier *t, const struct tier_put *puts,
+                          unsigned nr, unsigned i, struct iovec *iov)
+{
+    uint64_t first = puts[i].slot, extent = t->ops->extent(t, first, nr - i);
+    unsigned k;
+    int n = 0;
+
+    for (k = i;
+         k < nr && k - i < extent && !puts[k].result && puts[k].slot == first + (k - i);
+         k++) {
+        char *data = (char *)(uintptr_t)puts[k].data;
+
+        if (n && (char *)iov[n - 1].iov_base + iov[n - 1].iov_len == data) {
+            iov[n - 1].iov_len += PAGE_SIZE_4K;
+        } else {
+            iov[n++] = (struct iovec){.iov_base = data, .iov_len = PAGE_SIZE_4K};
+        }
+    }
+    *io = (struct tier_io){
+        .tier = t,
+        .write = true,
+        .slot = first,
+        .region_id = puts[i].region_id,
+        .pfn = puts[i].pfn,
+        .iov = iov,
+        .nr_iov = n,
+        .length = (uint64_t)(k - i) * PAGE_SIZE_4K,
+    };
+    return k;
 }
 
 void tier_submit(struct tier_queue *q, struct tier_io *io)

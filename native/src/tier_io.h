@@ -18,6 +18,7 @@
 
 struct tier;
 struct tier_scratch;
+struct tier_put;
 
 struct tier_io {
     struct tier *tier;
@@ -68,6 +69,15 @@ struct tier_queue {
 /* 0 or a negative errno.  Scratch memory for all of @tiers, which are open. */
 int tier_queue_init(struct tier_queue *q, struct tier *const *tiers, unsigned nr_tiers);
 void tier_queue_deinit(struct tier_queue *q);
+
+/*
+ * Makes @io, but for its owner, a write of @puts from @i on to the slots that they got
+ * from @t: as many as have a slot and are neighbours, and as one request may cover.  @iov
+ * has room for a piece a page; pages that lie side by side become one.  Returns the put
+ * behind the last one covered.
+ */
+unsigned tier_build_write(struct tier_io *io, struct tier *t, const struct tier_put *puts,
+                          unsigned nr, unsigned i, struct iovec *iov);
 
 /* Starts a transfer; tier, write, slot, iov, nr_iov, length and owner are set. */
 void tier_submit(struct tier_queue *q, struct tier_io *io);
