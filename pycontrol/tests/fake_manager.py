@@ -72,6 +72,15 @@ class Outgoing:
         return struct_bytes("struct uffdmm_msg_header", header) + self.payload
 
 
+# Settings of the control plane, and what their bits are called.
+PLANE = {
+    "min_bytes": "MIN",
+    "max_bytes": "MAX",
+    "shares": "SHARES",
+    "priority": "PRIORITY",
+    "opt_out": "OPT_OUT",
+    "track_permille": "TRACK",
+}
 Tamper = Callable[[Outgoing], Outgoing | None]
 
 
@@ -82,6 +91,9 @@ class FakeVm:
     readahead_pages: int = 64
     demote_after_ms: int = 0
     tier_bytes: list[int] = field(default_factory=lambda: [0] * lib.UFFDMM_TIERS_MAX)
+    # min_bytes, max_bytes, shares, priority, opt_out, track_permille
+    plane: list[int] = field(default_factory=lambda: [0, 0, 100, 50, 0, 15])
+    tables: list[bytes] = field(default_factory=list)
     worker_pid: int = 11
     qemu_pid: int = 22
     # A memfd that all who ask get, as in production, so that they see later changes of it.
@@ -187,6 +199,25 @@ class FakeManager:
             if self.refuse_policy:
                 return _refuse(good, *self.refuse_policy)
             good.payload = self._set_policy(self.vms[vm_name], payload)
+        elif msg_type == lib.UFFDMM_MSG_REGIONS:
+            tables = self.vms[vm_name].tables
+            index = ffi.from_buffer("struct uffdmm_regions *", payload).index
+            if index >= len(tables):
+                return _refuse(good, 2, "there is no further region")
+            good.payload = struct_bytes(
+                "struct uffdmm_regions_reply",
+                {
+                    "region_id": index,
+                    "next": index + 1 if index + 1 < len(tables) else 0,
+                    "size": 1 << 20,
+                    "page_size": 4096,
+                    "table_size": len(tables[index]),
+                    "name": b"mem%d" % index,
+                },
+            )
+            good.fds = [memfd_of(tables[index])]
+        elif msg_type in {lib.UFFDMM_MSG_EVICT, lib.UFFDMM_MSG_PREFETCH}:
+            pass
         else:
             return _refuse(good, 22, "unknown request")
         return good
@@ -200,6 +231,9 @@ class FakeManager:
             vm.readahead_pages = wanted.readahead_pages
         if wanted.fields & lib.UFFDMM_POLICY_DEMOTE:
             vm.demote_after_ms = wanted.demote_after_ms
+        for index, name in enumerate(PLANE):
+            if wanted.fields & getattr(lib, f"UFFDMM_POLICY_{PLANE[name]}"):
+                vm.plane[index] = getattr(wanted, name)
         if wanted.fields & lib.UFFDMM_POLICY_TIERS:
             for index in range(lib.UFFDMM_TIERS_MAX):
                 if wanted.tier_mask >> index & 1:
@@ -216,6 +250,7 @@ class FakeManager:
                 "demote_after_ms": vm.demote_after_ms,
                 "tier_mask": (1 << vm.nr_tiers) - 2,
                 "tier_bytes": vm.tier_bytes,
+                **dict(zip(PLANE, vm.plane, strict=True)),
             },
         )
 

@@ -246,6 +246,12 @@ def test_set_policy_as_json(run: Run) -> None:
         "readahead_pages": 1,
         "demote_after_ms": 0,
         "tier_bytes": {"ram": 0, "ssd": 0},
+        "min_bytes": 0,
+        "max_bytes": 0,
+        "shares": 100,
+        "priority": 50,
+        "opt_out": False,
+        "track_permille": 15,
         "vm_name": "demo",
     }
 

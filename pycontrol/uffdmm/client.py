@@ -6,9 +6,11 @@ for days and shared between threads.  :class:`VirtualMachine` holds a connection
 one VM and is closed after use.
 """
 
+import array
 import errno
+import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from types import TracebackType
 from typing import Self
@@ -18,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from . import wire
 from ._native import ffi, lib
 from .errors import ManagerError, NoSuchTierError, NoSuchVmError, ProtocolError
+from .pagetable import PageTable, Region
 from .stats import Stats, StatsPages, TierStats
 
 DEFAULT_SOCKET = "/run/uffdmm/manager.sock"
@@ -26,6 +29,18 @@ DEFAULT_TIMEOUT = 5.0
 _ENTRY_SIZE = ffi.sizeof("struct uffdmm_list_entry")
 # No host has this many; a manager that never ends its list must not hang us.
 _VMS_MAX = 65536
+# Names of numbers in struct uffdmm_policy, which are ours too, and the bit of each.
+_POLICY_FIELDS = {
+    "limit_bytes": lib.UFFDMM_POLICY_LIMIT,
+    "readahead_pages": lib.UFFDMM_POLICY_READAHEAD,
+    "demote_after_ms": lib.UFFDMM_POLICY_DEMOTE,
+    "min_bytes": lib.UFFDMM_POLICY_MIN,
+    "max_bytes": lib.UFFDMM_POLICY_MAX,
+    "shares": lib.UFFDMM_POLICY_SHARES,
+    "priority": lib.UFFDMM_POLICY_PRIORITY,
+    "opt_out": lib.UFFDMM_POLICY_OPT_OUT,
+    "track_permille": lib.UFFDMM_POLICY_TRACK,
+}
 
 
 class VmEntry(BaseModel):
@@ -50,6 +65,14 @@ class Policy(BaseModel):
     )
     tier_bytes: dict[str, int] = Field(
         description="most that the VM may store in each tier, by name of the tier; 0 is no bound"
+    )
+    min_bytes: int = Field(description="least that the control plane leaves the VM")
+    max_bytes: int = Field(description="most that the control plane gives the VM, 0 is no bound")
+    shares: int = Field(description="weight among the VMs of the host")
+    priority: int = Field(description="0 to 100, higher ones are served first")
+    opt_out: bool = Field(description="whether the control plane leaves the VM alone")
+    track_permille: int = Field(
+        description="most of a CPU that looking at accesses may cost, in thousandths, 0 is off"
     )
 
 
@@ -161,6 +184,12 @@ class VirtualMachine:
         readahead_pages: int | None = None,
         demote_after_ms: int | None = None,
         tier_bytes: Mapping[str, int] | None = None,
+        min_bytes: int | None = None,
+        max_bytes: int | None = None,
+        shares: int | None = None,
+        priority: int | None = None,
+        opt_out: bool | None = None,
+        track_permille: int | None = None,
     ) -> Policy:
         """Change what is given; return all that is in force afterwards.
 
@@ -168,49 +197,126 @@ class VirtualMachine:
         :param readahead_pages: largest read-ahead window, 1 (off) to 64
         :param demote_after_ms: a page unused for this long moves one tier down; 0: never
         :param tier_bytes: most that this VM may store in a tier, by the tier's name; 0: no bound
+        :param min_bytes: least that the control plane leaves the VM
+        :param max_bytes: most that the control plane gives it; 0: no bound
+        :param shares: weight among the VMs of the host, 1 to 10000
+        :param priority: 0 to 100, higher ones are served first
+        :param opt_out: whether the control plane leaves the VM alone
+        :param track_permille: thousandths of a CPU that looking at accesses may cost; 0: off
         :raise NoSuchTierError: the VM has no such tier; nothing was changed
         :raise ManagerError: the worker refuses a value; nothing was changed
         """
-        tier_bytes = tier_bytes or {}
-        numbers = (limit_bytes, readahead_pages, demote_after_ms)
-        if all(number is None for number in numbers) and not tier_bytes:
+        numbers = {
+            "limit_bytes": limit_bytes,
+            "readahead_pages": readahead_pages,
+            "demote_after_ms": demote_after_ms,
+            "min_bytes": min_bytes,
+            "max_bytes": max_bytes,
+            "shares": shares,
+            "priority": priority,
+            "opt_out": opt_out,
+            "track_permille": track_permille,
+        }
+        given = {name: int(value) for name, value in numbers.items() if value is not None}
+        if not given and not tier_bytes:
             raise ValueError(
-                "nothing to set: name a limit, a read-ahead window, a time or a tier's bound"
+                "nothing to set: name a limit, a bound, shares or another field of the policy"
             )
         names = [tier.name for tier in self.tiers()]
-        mask, bounds = _tier_bounds(names, tier_bytes)
-        fields = 0
-        if limit_bytes is not None:
-            fields |= lib.UFFDMM_POLICY_LIMIT
-        if readahead_pages is not None:
-            fields |= lib.UFFDMM_POLICY_READAHEAD
-        if demote_after_ms is not None:
-            fields |= lib.UFFDMM_POLICY_DEMOTE
-        if mask:
-            fields |= lib.UFFDMM_POLICY_TIERS
+        mask, bounds = _tier_bounds(names, tier_bytes or {})
+        fields = lib.UFFDMM_POLICY_TIERS if mask else 0
+        for name in given:
+            fields |= _POLICY_FIELDS[name]
         request = ffi.new(
             "struct uffdmm_policy *",
-            {
-                "fields": fields,
-                "readahead_pages": readahead_pages or 0,
-                "limit_bytes": limit_bytes or 0,
-                "tier_mask": mask,
-                "tier_bytes": bounds,
-                "demote_after_ms": demote_after_ms or 0,
-            },
+            {"fields": fields, "tier_mask": mask, "tier_bytes": bounds, **given},
         )
         with self._connection.call(lib.UFFDMM_MSG_SET_POLICY, wire.pack(request)) as reply:
             answer = wire.unpack("struct uffdmm_policy", reply.payload)
         return Policy(
-            limit_bytes=answer.limit_bytes,
-            readahead_pages=answer.readahead_pages,
-            demote_after_ms=answer.demote_after_ms,
+            **{name: getattr(answer, name) for name in _POLICY_FIELDS if name != "opt_out"},
+            opt_out=bool(answer.opt_out),
             tier_bytes={
                 name: answer.tier_bytes[index]
                 for index, name in enumerate(names)
                 if answer.tier_mask >> index & 1
             },
         )
+
+    def regions(self) -> list[Region]:
+        """The regions of the VM, each with its page-state table mapped; close them after use.
+
+        :raise ManagerError: the worker does not know the request
+        """
+        found: list[Region] = []
+        index = 0
+        try:
+            # A worker that never ends its list must not hang us.
+            for _ in range(lib.UFFDMM_REGIONS_MAX):
+                request = ffi.new("struct uffdmm_regions *", {"index": index})
+                try:
+                    reply = self._connection.call(
+                        lib.UFFDMM_MSG_REGIONS, wire.pack(request), nr_fds=1
+                    )
+                except ManagerError as error:
+                    if error.code == errno.ENOENT:
+                        break
+                    raise
+                with reply:
+                    answer = wire.unpack("struct uffdmm_regions_reply", reply.payload)
+                    found.append(
+                        Region(
+                            region_id=answer.region_id,
+                            name=wire.text_of(answer.name),
+                            size=answer.size,
+                            page_size=answer.page_size,
+                            table=PageTable(reply.take_fd(), answer.table_size),
+                        )
+                    )
+                if answer.next <= index:
+                    break
+                index = answer.next
+        except BaseException:
+            for region in found:
+                region.close()
+            raise
+        return found
+
+    def evict(self, size: int) -> None:
+        """Ask for ``size`` bytes less of resident memory; done in the background.
+
+        0 ends an earlier one.  It is a wish: faults have precedence, and it ends when nothing
+        more can go.
+        """
+        request = ffi.new("struct uffdmm_move *", {"bytes": size})
+        self._connection.call(lib.UFFDMM_MSG_EVICT, wire.pack(request)).close()
+
+    def prefetch(
+        self, size: int, pages: Sequence[int] | None = None, *, region_id: int = 0
+    ) -> None:
+        """Ask for at most ``size`` bytes of what is stored; done in the background.
+
+        Never more than fits below the limit.  0 ends an earlier one.
+
+        :param pages: page numbers of the region in the order wanted; default: those that were
+            used last before they went out
+        :raise ManagerError: no such region, or too many pages
+        """
+        if pages is None:
+            request = ffi.new("struct uffdmm_move *", {"bytes": size})
+            self._connection.call(lib.UFFDMM_MSG_PREFETCH, wire.pack(request)).close()
+            return
+        request = ffi.new(
+            "struct uffdmm_move *",
+            {"bytes": size, "region_id": region_id, "nr_pages": len(pages)},
+        )
+        fd = _sealed_memfd(array.array("Q", pages).tobytes())
+        try:
+            self._connection.call(
+                lib.UFFDMM_MSG_PREFETCH, wire.pack(request), send_fds=[fd]
+            ).close()
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Give back connection and mapping; closing twice is allowed."""
@@ -229,6 +335,20 @@ class VirtualMachine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _sealed_memfd(content: bytes) -> int:
+    """A memfd that nobody can change any more; the worker takes no other."""
+    fd = os.memfd_create("uffdmm-prefetch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _tier_bounds(names: list[str], tier_bytes: Mapping[str, int]) -> tuple[int, list[int]]:

@@ -14,6 +14,7 @@ import array
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -158,10 +159,13 @@ class Connection:
         """Close the socket; closing twice is allowed."""
         self._sock.close()
 
-    def call(self, msg_type: int, payload: bytes, nr_fds: int = 0) -> Reply:
+    def call(
+        self, msg_type: int, payload: bytes, nr_fds: int = 0, *, send_fds: Sequence[int] = ()
+    ) -> Reply:
         """Send a request and wait for its reply.
 
         :param nr_fds: descriptors that a good reply carries
+        :param send_fds: descriptors that go with the request; they stay the caller's
         :raise ManagerError: the manager refused
         :raise ProtocolError: the reply breaks the protocol; the connection is closed
         :raise LinkLostError: no (complete) reply; the connection is closed
@@ -169,7 +173,7 @@ class Connection:
         self._deadline = time.monotonic() + self._timeout
         self._request_id += 1
         try:
-            self._send(msg_type, payload)
+            self._send(msg_type, payload, send_fds)
             reply = self._receive(msg_type, nr_fds)
         except ManagerError:
             # The conversation is in step: the caller may go on.
@@ -179,7 +183,7 @@ class Connection:
             raise
         return reply
 
-    def _send(self, msg_type: int, payload: bytes) -> None:
+    def _send(self, msg_type: int, payload: bytes, fds: Sequence[int]) -> None:
         header = ffi.new(
             f"{_HEADER} *",
             {
@@ -189,11 +193,15 @@ class Connection:
                 "type": msg_type,
                 "length": len(payload),
                 "request_id": self._request_id,
+                "nr_fds": len(fds),
             },
         )
+        data = pack(header) + payload
         self._arm()
         try:
-            self._sock.sendall(pack(header) + payload)
+            # Descriptors travel with the first byte; what is left over follows without them.
+            sent = socket.send_fds(self._sock, [data], fds) if fds else 0
+            self._sock.sendall(data[sent:])
         except TimeoutError:
             raise self._too_slow() from None
         except (BrokenPipeError, ConnectionResetError):
