@@ -69,6 +69,18 @@ limit = 4294967296
 readahead = 1
 demote-after = "never"
 on-lost = "wait"
+min = "1G"
+max = "8G"
+shares = 200
+priority = 60
+opt-out = true
+[serve]
+budget = "24G"
+policy = "stall"
+interval = "500ms"
+rate = "64M"
+stall-budget = 0.01
+deadline = "200ms"
 [vm.db.tier.ram]
 capacity = "2G"
 codec = "lz4"
@@ -96,12 +108,16 @@ codec = "lz4"
     assert (far.uri, far.connections) == ("nbds://server/{vm}", 2)
     assert far.delay is not None
     assert (far.delay.read, far.delay.write, far.delay.shape) == (1_000_000, 2_000_000, "uniform")
+    db, plane = config.vm["db"], config.serve
+    assert (db.min, db.max, db.shares, db.priority, db.opt_out) == (1 << 30, 8 << 30, 200, 60, True)
+    assert (plane.budget, plane.policy, plane.interval) == (24 << 30, "stall", 500_000_000)
+    assert (plane.rate, plane.stall_budget, plane.deadline) == (64 << 20, 0.01, 200_000_000)
     assert config.vm["db"].limit == "4G"
     assert (config.vm["db"].readahead, config.vm["db"].demote_after) == (1, 0)
     assert config.vm["db"].tier["ram"].capacity == 2 << 30
     # Every key of every table was used above: a new one belongs here, too.
     used = set(re.findall(r"[a-z-]+(?= =)", found.document.main.read_text()))
-    assert used | {"manager", "tier", "vm", "error", "delay"} >= _all_keys(
+    assert used | {"manager", "serve", "tier", "vm", "error", "delay"} >= _all_keys(
         Config.model_json_schema()
     )
 
@@ -276,6 +292,26 @@ def test_warnings(tmp_path: Path, text: str, key: str, message: str) -> None:
     assert (problem.severity, problem.key) == (Severity.WARNING, key)
     assert message in problem.message
     assert problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "message"),
+    [
+        ('[vm.a]\nmin = "2G"\nmax = "1G"\n', "vm.a.min", "is above its maximum of 1G"),
+        (
+            '[serve]\nbudget = "3G"\n[vm.a]\nmin = "2G"\n[vm.b]\nmin = "2G"\n',
+            "serve.budget",
+            "the minima of all VMs add up to 4G",
+        ),
+        ('[serve]\ninterval = "1ms"\n', "serve.interval", "not within 50ms to 60s"),
+    ],
+)
+def test_contradictions_of_the_control_plane(
+    tmp_path: Path, text: str, key: str, message: str
+) -> None:
+    (problem,) = examined(tmp_path, SSD + text).errors
+    assert problem.key == key
+    assert message in problem.message
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from .._native import lib
 from ..errors import ConfigError, UffdmmError
+from ..sizes import exact_size
 from .load import Document, KeyPath
 from .model import (
     TIER_MODELS,
@@ -25,6 +26,7 @@ from .model import (
     ManagerTable,
     NbdTier,
     PoolTier,
+    ServeTable,
     Table,
     VmTable,
     VmTierTable,
@@ -87,6 +89,8 @@ def _table_at(document: Document, path: KeyPath) -> type[Table] | None:
             found = Config
         case ("manager",):
             found = ManagerTable
+        case ("serve",):
+            found = ServeTable
         case ("tier", int()):
             kind = document.value((*path, "type"))
             found = TIER_MODELS.get(kind) if isinstance(kind, str) else None
@@ -265,6 +269,29 @@ def _order(document: Document, config: Config) -> Iterator[Problem]:
             )
 
 
+def _bounds(document: Document, config: Config) -> Iterator[Problem]:
+    """Minimum and maximum of each VM, and all minima against the budget."""
+    for name, vm in config.vm.items():
+        if vm.min is not None and vm.max is not None and vm.min > vm.max:
+            yield document.problem(
+                ("vm", name, "min"),
+                f"the minimum of VM '{name}' is above its maximum of {exact_size(vm.max)}",
+                "lower the one or raise the other",
+            )
+    total = sum(vm.min or 0 for vm in config.vm.values())
+    if config.serve.budget is not None and total > config.serve.budget:
+        yield document.problem(
+            ("serve", "budget"),
+            f"the minima of all VMs add up to {exact_size(total)}, which is more",
+            "raise the budget or lower a minimum",
+        )
+    interval = config.serve.interval
+    if interval is not None and not 50_000_000 <= interval <= 60_000_000_000:
+        yield document.problem(
+            ("serve", "interval"), "not within 50ms to 60s", 'write "1s", the default'
+        )
+
+
 def _demotion(document: Document, config: Config) -> Iterator[Problem]:
     if len(config.tier) == 1 and config.manager.demote_after:
         yield document.problem(
@@ -322,6 +349,7 @@ _CHECKS: tuple[Callable[[Document, Config], Iterator[Problem]], ...] = (
     _one_place_one_tier,
     _keys_that_need_others,
     _overrides,
+    _bounds,
     _order,
     _demotion,
     _poison,

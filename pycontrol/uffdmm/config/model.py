@@ -86,6 +86,32 @@ class ManagerTable(Table):
     )
 
 
+class ServeTable(Table):
+    """``[serve]``: the control plane."""
+
+    budget: Size | None = Field(
+        default=None,
+        description="memory for all VMs together, with what their workers and pools take; 90% of"
+        " the host's by default",
+    )
+    policy: str | None = Field(
+        default=None, description="fixed, shares (the default), stall, or an installed one"
+    )
+    interval: Duration | None = Field(
+        default=None, description="time between samples, 50ms to 60s; 1s by default"
+    )
+    rate: Size | None = Field(
+        default=None, description="by how much a limit may fall in a second; 128M by default"
+    )
+    stall_budget: Rate | None = Field(
+        default=None,
+        description="share of its vCPU time that a guest may lose to faults; 0.002 by default",
+    )
+    deadline: Duration | None = Field(
+        default=None, description="how long a policy may take to decide; 500ms by default"
+    )
+
+
 class ErrorTable(Table):
     """``error`` of a tier: requests that fail on purpose."""
 
@@ -205,6 +231,17 @@ class VmTable(Table):
     on_lost: Literal["wait", "poison"] | None = Field(
         default=None, description="as in [manager], for this VM"
     )
+    min: Size | None = Field(default=None, description="least that the control plane leaves it")
+    max: Size | None = Field(default=None, description="most that the control plane gives it")
+    shares: Annotated[int, Field(ge=1, le=10000)] | None = Field(
+        default=None, description="weight among the VMs of the host, 1 to 10000; 100 by default"
+    )
+    priority: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        default=None, description="0 to 100, higher ones are served first; 50 by default"
+    )
+    opt_out: bool | None = Field(
+        default=None, description="true: the control plane leaves it alone; false by default"
+    )
     tier: dict[str, VmTierTable] = Field(
         default_factory=dict, description="tables by name of a tier, see below"
     )
@@ -214,6 +251,7 @@ class Config(Table):
     """The whole document."""
 
     manager: ManagerTable = Field(default_factory=ManagerTable, description="table, see below")
+    serve: ServeTable = Field(default_factory=ServeTable, description="table, see below")
     tier: list[AnyTier] = Field(
         default_factory=list, description="array of tables, see below; fastest first, at most 7"
     )
