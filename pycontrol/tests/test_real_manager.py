@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Client and command against the real manager, with a stand-in for QEMU."""
 
+import contextlib
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from uffdmm import (
     hostfacts,
 )
 from uffdmm.cli.app import main
+from uffdmm.serve.host import overhead
 
 pytestmark = pytest.mark.manager
 
@@ -290,3 +292,71 @@ def test_another_user_is_turned_away(socket_path: Path, capfd: pytest.CaptureFix
     assert as_another_user(socket_path) == 5
     error = capfd.readouterr().err
     assert "user 65534 may not use this manager: start it with --allow-uid" in error
+
+
+@contextlib.contextmanager
+def control_plane(socket_path: Path, log: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A running ``uffdmm serve``."""
+    command = [
+        *(sys.executable, "-m", "uffdmm", "--socket", str(socket_path)),
+        *("serve", "--interval", "0.1", *words),
+    ]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(command, stderr=stderr)
+    try:
+        yield process
+        process.terminate()
+        assert process.wait(10) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_control_plane_shares_a_budget(socket_path: Path, vmm: Vmm, tmp_path: Path) -> None:
+    """The limit of a VM follows budget and settings, and holds when the control plane ended."""
+    manager, log = Manager(socket_path), tmp_path / "serve.log"
+    with manager.open_vm("demo") as vm:
+
+        def taken() -> int:
+            return overhead(vm.statistics(), pool_inside_limit=False)
+
+        budget = taken() + 24 * MIB
+        words = ("--policy", "fixed", "--budget", str(budget))
+        with control_plane(socket_path, log, *words) as process:
+            # Adopted while it ran, and raised to what the budget leaves.
+            eventually(lambda: vm.statistics().limit_bytes > LIMIT, "the limit is raised")
+            eventually(
+                lambda: vm.statistics().limit_bytes + taken() <= budget + 2 * MIB, "within budget"
+            )
+            eventually(lambda: vm.statistics().prefetched > 0, "pages come back before they fault")
+            vm.set_policy(max_bytes=17 * MIB)
+            eventually(lambda: vm.statistics().limit_bytes == 17 * MIB, "the maximum is kept")
+            eventually(lambda: vm.statistics().resident_bytes <= 17 * MIB, "memory was given back")
+            vm.set_policy(opt_out=True, limit_bytes=18 * MIB)
+            time.sleep(0.5)
+            assert vm.statistics().limit_bytes == 18 * MIB
+            assert process.poll() is None
+        # Nobody needs it for a limit to hold.
+        assert vm.statistics().limit_bytes == 18 * MIB
+    assert "event=adopted" in log.read_text()
+    assert "<3>" not in log.read_text()
+
+
+def test_regions_of_the_real_worker(socket_path: Path, vmm: Vmm) -> None:
+    with Manager(socket_path).open_vm("demo") as vm:
+        (region,) = vm.regions()
+        assert (region.size, region.page_size, region.table.nr_pages) == (SIZE, 4096, SIZE // 4096)
+        stats = vm.statistics()
+        resident = region.table.age_histogram().sum() * 4096
+        assert abs(resident - stats.resident_bytes) <= 4 * MIB
+        region.close()
+        vm.evict(4 * MIB)
+        eventually(
+            lambda: vm.statistics().resident_bytes <= stats.resident_bytes - 3 * MIB, "evicted"
+        )
+        before = vm.statistics().prefetched
+        vm.prefetch(MIB, range(64), region_id=region.region_id)
+        vm.prefetch(2 * MIB)
+        eventually(lambda: vm.statistics().prefetched > before, "prefetched")
+        with pytest.raises(ManagerError, match="has no region 9"):
+            vm.prefetch(MIB, [0], region_id=9)

@@ -31,6 +31,9 @@ module          concern
 ``watch``       all VMs of a manager, looked at again and again
 ``events``      changes of state, as the difference of two looks
 ``metrics``     the statistics for Prometheus
+``pagetable``   states and ages of all pages of a region, as numpy views
+``policies``    who gets how much of the host's budget
+``serve``       the control plane: samples, policies, limits
 ``sizes``       ``512M`` to bytes and back
 ``durations``   ``30s`` to nanoseconds and back
 ``config``      ``uffdmm.toml``: the model, reading it, the manager's command line from it

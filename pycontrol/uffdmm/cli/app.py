@@ -18,6 +18,7 @@ from .exporter import exporter
 from .manager import MANAGER_CONTEXT, run_manager
 from .output import print_error
 from .policy import set_policy
+from .serve import serve
 from .tiers import tiers
 from .top import top
 from .vms import list_vms, status
@@ -36,6 +37,7 @@ app.command("events")(events)
 app.command("set-policy")(set_policy)
 app.command("tiers")(tiers)
 app.command("exporter")(exporter)
+app.command("serve")(serve)
 app.command("check-host")(check_host)
 app.command("manager", context_settings=MANAGER_CONTEXT)(run_manager)
 app.add_typer(config_app, name="config")

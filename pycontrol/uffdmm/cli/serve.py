@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``uffdmm serve``: the control plane of this host, until it is ended."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..client import Manager
+from ..config import Config, examine, read_document
+from ..config.load import DEFAULT_FILE
+from ..config.model import PoolTier
+from ..policies import load_policy
+from ..serve import Daemon, Options
+from ..serve.log import Log
+from ..sizes import parse_size
+
+
+def serve(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Configuration file, with drop-ins in FILE.d; /etc/uffdmm/uffdmm.toml by default.",
+            show_default=False,
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="fixed, shares or stall, or an installed one.", show_default=False
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory for all VMs together, 24G.", show_default=False),
+    ] = None,
+    interval: Annotated[
+        float | None,
+        typer.Option(
+            min=0.05, max=60, metavar="SECONDS", help="Time between samples.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Share the memory of this host among its VMs; what is given here outranks the file."""
+    # Without a file there are defaults: the options may say all that is needed.
+    file = config or (DEFAULT_FILE if Path(DEFAULT_FILE).exists() else None)
+    valid = examine(read_document(file)).require() if file else Config()
+    options = options_of(
+        valid,
+        policy=policy,
+        budget=None if budget is None else parse_size(budget),
+        interval=interval,
+    )
+    plugin = load_policy(options.policy, stall_budget=options.stall_budget)
+    manager: Manager = context.obj
+
+    async def run() -> None:
+        await Daemon(manager, plugin, options, Log()).run()
+
+    asyncio.run(run())
+
+
+def options_of(
+    config: Config, *, policy: str | None, budget: int | None, interval: float | None
+) -> Options:
+    """The file's settings, with those of the command line in front."""
+    table, plain = config.serve, Options()
+    pools = [tier for tier in config.tier if isinstance(tier, PoolTier)]
+    given = {
+        name: {
+            key: int(value)
+            for key, value in (
+                ("min_bytes", vm.min),
+                ("max_bytes", vm.max),
+                ("shares", vm.shares),
+                ("priority", vm.priority),
+                ("opt_out", vm.opt_out),
+            )
+            if value is not None
+        }
+        for name, vm in config.vm.items()
+    }
+    return Options(
+        policy=policy or table.policy or plain.policy,
+        budget=budget or table.budget or plain.budget,
+        interval=interval or (table.interval / 1e9 if table.interval else plain.interval),
+        rate=table.rate or plain.rate,
+        stall_budget=plain.stall_budget if table.stall_budget is None else table.stall_budget,
+        deadline=table.deadline / 1e9 if table.deadline else plain.deadline,
+        settings=given,
+        pool_inside_limit=bool(pools) and all(tier.inside_limit for tier in pools),
+    )
