@@ -277,12 +277,9 @@ static void greet_qemu(struct acceptor *a, struct conn *c)
             hello->vm_name, (int)vm->qemu_pid);
         refuse(c, -EEXIST, text);
     } else if (!vm->worker_pid) {
-        snprintf(
-            text, sizeof(text),
-            "the worker of VM '%s' has died and cannot be replaced: the guest stays stalled, "
-            "end the VM",
-            hello->vm_name);
-        refuse(c, -EOPNOTSUPP, text);
+        /* QEMU has come to hand its memory to another one */
+        forget(a, (int)(vm - a->vms));
+        start_worker(a, c);
     } else if (hand_over(vm, c)) {
         refuse(c, -EAGAIN, "the worker of this VM is ending: try again");
     }
@@ -302,7 +299,7 @@ static void greet_control(struct acceptor *a, struct conn *c)
     } else if (!vm->worker_pid) {
         snprintf(
             text, sizeof(text),
-            "the worker of VM '%s' has died: its guest is stalled, end QEMU process %d",
+            "the worker of VM '%s' has died: its guest waits until QEMU process %d reconnects",
             hello->vm_name, (int)vm->qemu_pid);
         refuse(c, -EOWNERDEAD, text);
     } else if (hand_over(vm, c)) {
@@ -443,8 +440,8 @@ static void on_child(struct acceptor *a, pid_t pid, int status)
             return;
         }
         log_error(
-            "worker %d of VM '%s' was killed by signal %d: its guest is stalled, not damaged; "
-            "end QEMU process %d",
+            "worker %d of VM '%s' was killed by signal %d: its guest waits, undamaged, until QEMU "
+            "process %d reconnects",
             (int)pid, a->vms[i].name, WTERMSIG(status), (int)a->vms[i].qemu_pid);
         /* the name stays taken: its volume holds pages of a guest that may still exist */
         a->vms[i].worker_pid = 0;

@@ -395,7 +395,8 @@ static bool in_trouble(const struct batch *bt)
     for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
         const struct tier *t = bt->vm->tiers[i];
 
-        if (t && (stats_get(&t->stats->state) == UFFDMM_TIER_AWAY ||
+        if (t && (__atomic_load_n(&t->unsettled, __ATOMIC_ACQUIRE) ||
+                  stats_get(&t->stats->state) == UFFDMM_TIER_AWAY ||
                   clock_ns() < __atomic_load_n(&t->avoid_until, __ATOMIC_RELAXED))) {
             return true;
         }

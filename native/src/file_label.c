@@ -182,6 +182,37 @@ int file_label_take(struct file_volume *v, const struct tier_vm *vm, char *err,
     return ret;
 }
 
+int file_label_keep(struct file_volume *v, const struct tier_vm *vm, char *err,
+                    size_t err_len)
+{
+    _Alignas(PAGE_SIZE_4K) char block[SUPERBLOCK_BYTES];
+    char what[sizeof(v->config->paths[0]) + sizeof(v->file) + 96];
+    int ret;
+
+    describe(v, what, sizeof(what));
+    if (!file_volume_is_device(v)) {
+        /* locks on files of a network's filesystem are other hosts' business too */
+        snprintf(err, err_len,
+                 "%s is in a shared directory: it cannot be told when the last write of "
+                 "the former worker has landed, so no new one takes it over",
+                 what);
+        return -EOPNOTSUPP;
+    }
+    ret = make_label(&v->label, vm);
+    ret = ret ? ret : read_block(v, block);
+    if (ret) {
+        snprintf(err, err_len, "cannot read the label of %s: %s", what, strerror(-ret));
+        return ret;
+    }
+    if (superblock_parse(block, &v->former) == SUPERBLOCK_VALID) {
+        v->label.epoch = v->former.epoch;
+    }
+    v->label.state = SUPERBLOCK_OWNED;
+    ret = superblock_still_held(block, &v->label, what, err, err_len);
+    v->labelled = ret == 0;
+    return ret;
+}
+
 int file_label_held(const struct file_volume *v, char *err, size_t err_len)
 {
     _Alignas(PAGE_SIZE_4K) char block[SUPERBLOCK_BYTES];

@@ -16,6 +16,13 @@ int file_label_take(struct file_volume *v, const struct tier_vm *vm, char *err,
                     size_t err_len);
 
 /*
+ * Takes over an open volume that a dead worker of @vm has labelled.  0, or a negative errno
+ * with @err when the label is not that of @vm and its QEMU process.
+ */
+int file_label_keep(struct file_volume *v, const struct tier_vm *vm, char *err,
+                    size_t err_len);
+
+/*
  * Is a volume that others can reach still ours?  0, or a negative errno with @err;
  * always 0 for one that nobody else can take.
  */

@@ -24,6 +24,7 @@
 #include <linux/fs.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -58,6 +59,27 @@ static int open_dir(const struct tier_config *config, const char *path, char *er
     return fd;
 }
 
+/*
+ * A lock belongs to the open file, and so does each write that a dead worker has left with
+ * the kernel: io_uring goes on with it after the process has ended, and holds the file.  So
+ * who has the lock knows that no write of a former worker is still to land.
+ */
+static int lock_file(const struct file_volume *v, char *err, size_t err_len)
+{
+    int ret = flock(v->fd, LOCK_EX | LOCK_NB) < 0 ? -errno : 0;
+
+    if (ret == -EWOULDBLOCK) {
+        snprintf(err, err_len,
+                 "tier %s: volume %s/%s is still being written for a former worker; try "
+                 "again",
+                 v->config->name, v->path, v->file);
+    } else if (ret) {
+        snprintf(err, err_len, "tier %s: cannot lock volume %s/%s: %s", v->config->name,
+                 v->path, v->file, strerror(-ret));
+    }
+    return ret;
+}
+
 /* Creates the volume file, or opens that of a shared directory. */
 static int open_file(struct file_volume *v, const struct tier_vm *vm, char *err,
                      size_t err_len)
@@ -69,7 +91,7 @@ static int open_file(struct file_volume *v, const struct tier_vm *vm, char *err,
     if (v->config->shared) {
         snprintf(v->file, sizeof(v->file), "%s.volume", vm->name);
     } else {
-        flags |= O_EXCL;
+        flags = vm->kept ? flags & ~O_CREAT : flags | O_EXCL;
         snprintf(v->file, sizeof(v->file), "%s.%d-%llu.volume", vm->name,
                  (int)vm->qemu_pid,
                  (unsigned long long)superblock_process_start((uint64_t)vm->qemu_pid));
@@ -77,7 +99,7 @@ static int open_file(struct file_volume *v, const struct tier_vm *vm, char *err,
     v->fd = openat(v->dir_fd, v->file, flags, 0600);
     if (v->fd >= 0 && fstat(v->fd, &st) == 0 && S_ISREG(st.st_mode)) {
         v->bytes = (uint64_t)st.st_size;
-        return 0;
+        return v->config->shared ? 0 : lock_file(v, err, err_len);
     }
     ret = v->fd < 0 ? -errno : -EINVAL;
     if (v->fd >= 0) {
@@ -90,10 +112,15 @@ static int open_file(struct file_volume *v, const struct tier_vm *vm, char *err,
             "a filesystem that does (ext4, xfs, btrfs)",
             v->config->name, v->path);
         unlinkat(v->dir_fd, v->file, 0);
+    } else if (ret == -ENOENT && vm->kept) {
+        snprintf(err, err_len,
+                 "tier %s: volume %s/%s, which holds pages of this VM, is not there; put "
+                 "it back",
+                 v->config->name, v->path, v->file);
     } else if (ret == -EEXIST) {
         snprintf(err, err_len,
-                 "tier %s: volume %s/%s exists already: its worker has died and the VM "
-                 "cannot go on; end the VM, then remove the volume",
+                 "tier %s: volume %s/%s exists already: it holds memory that QEMU process "
+                 "has not handed to a new worker yet; try again, or end the VM",
                  v->config->name, v->path, v->file);
     } else {
         snprintf(err, err_len,
@@ -194,11 +221,12 @@ int file_volume_open(struct file_volume *v, const struct tier_config *config,
         ret = v->dir_fd < 0 ? v->dir_fd : open_file(v, vm, err, err_len);
     }
     if (!ret && (config->shared || file_volume_is_device(v))) {
-        ret = file_label_take(v, vm, err, err_len);
+        ret = vm->kept ? file_label_keep(v, vm, err, err_len)
+                       : file_label_take(v, vm, err, err_len);
     }
     if (ret) {
         /* a file of a shared directory may be another's: it stays */
-        undo_open(v, !file_volume_is_device(v) && !config->shared);
+        undo_open(v, !file_volume_is_device(v) && !config->shared && !vm->kept);
     }
     return ret;
 }

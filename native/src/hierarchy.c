@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "hierarchy.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "clock.h"
 #include "demote.h"
@@ -51,7 +53,7 @@ static void close_tiers(struct vm *vm)
 {
     for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
         if (vm->tiers[i]) {
-            vm->tiers[i]->ops->close(vm->tiers[i], false);
+            vm->tiers[i]->ops->close(vm->tiers[i], vm->unsettled);
             vm->tiers[i] = NULL;
         }
     }
@@ -81,39 +83,158 @@ void hierarchy_close(struct vm *vm)
     atomic_store(&vm->stop, false);
 }
 
-int hierarchy_open(struct vm *vm, uint64_t ram_bytes, char *err, size_t err_len)
+/* The arena among @kept that is the volume of tier @index, -1 when it is not there. */
+static int kept_arena(const struct hierarchy_kept *kept, unsigned index)
 {
-    struct tier_vm tier_vm = {
-        .name = vm->name, .qemu_pid = vm->qemu_pid, .ram_bytes = ram_bytes};
+    for (unsigned i = 0; i < kept->nr_arenas; i++) {
+        struct stat st;
+        uint64_t words[2];
+
+        if (fstat(kept->arenas[i], &st) < 0) {
+            continue;
+        }
+        words[0] = st.st_dev;
+        words[1] = st.st_ino;
+        if (!memcmp(words, kept->volume_ids[index], sizeof(words))) {
+            return kept->arenas[i];
+        }
+    }
+    return -1;
+}
+
+/* A tier that is opened for a VM that was served before: the same as then? */
+static int check_kept(const struct vm *vm, const struct hierarchy_kept *kept, unsigned i,
+                      char *err, size_t err_len)
+{
+    const struct tier *t = &vm->tier[i];
+    uint8_t id[16] = {0};
+
+    if (!t->ops->take) {
+        snprintf(err, err_len,
+                 "tier %s holds pages of VM '%s', and its type cannot be taken over by a "
+                 "new worker",
+                 t->config->name, vm->name);
+        return -EOPNOTSUPP;
+    }
+    t->ops->identity(t, id);
+    if (memcmp(id, kept->volume_ids[i], sizeof(id)) != 0) {
+        snprintf(err, err_len,
+                 "the volume of VM '%s' in tier %s is another one than its pages are in; "
+                 "give the former one back",
+                 vm->name, t->config->name);
+        return -ESTALE;
+    }
+    return 0;
+}
+
+static int open_tiers(struct vm *vm, uint64_t ram_bytes,
+                      const struct hierarchy_kept *kept, char *err, size_t err_len)
+{
+    struct tier_vm tier_vm = {.name = vm->name,
+                              .qemu_pid = vm->qemu_pid,
+                              .ram_bytes = ram_bytes,
+                              .kept = kept != NULL,
+                              .arena_fd = -1};
     unsigned waited = 0;
     int ret = 0;
 
     memcpy(tier_vm.uuid, vm->uuid, sizeof(tier_vm.uuid));
     for (unsigned i = 1; i <= vm->options->nr_tiers && !ret; i++) {
+        tier_vm.arena_fd = kept ? kept_arena(kept, i) : -1;
         ret = tier_open(&vm->tier[i], i, &vm->tier_configs[i], &tier_vm,
                         stats_tier(vm->stats, i), err, err_len);
         if (!ret) {
             vm->tiers[i] = &vm->tier[i];
             waited += !vm->tier[i].put_stores;
+            ret = kept ? check_kept(vm, kept, i, err, err_len) : 0;
         }
     }
     vm->tier[vm->options->nr_tiers].last = true;
     vm->nr_tiers = vm->options->nr_tiers + 1;
     vm->nr_waited = waited ? waited : 1;
     stats_set(&vm->stats->nr_tiers, vm->nr_tiers);
-    if (!ret) {
-        ret = evict_start(vm);
-        ret = ret ? ret : demote_start(vm);
-        ret = ret ? ret : track_start(vm);
-        if (ret) {
-            snprintf(err, err_len, "cannot start the threads of a worker: %s",
-                     strerror(-ret));
-        }
+    return ret;
+}
+
+static int start_threads(struct vm *vm, char *err, size_t err_len)
+{
+    int ret = evict_start(vm);
+
+    ret = ret ? ret : demote_start(vm);
+    ret = ret ? ret : track_start(vm);
+    if (ret) {
+        snprintf(err, err_len, "cannot start the threads of a worker: %s",
+                 strerror(-ret));
     }
+    return ret;
+}
+
+int hierarchy_open(struct vm *vm, uint64_t ram_bytes, char *err, size_t err_len)
+{
+    int ret = open_tiers(vm, ram_bytes, NULL, err, err_len);
+
+    ret = ret ? ret : start_threads(vm, err, err_len);
     if (ret) {
         hierarchy_close(vm);
     }
     return ret;
+}
+
+/* Tiers are known by their places in entries: all there were must be there again. */
+static int check_names(const struct vm *vm, const struct hierarchy_kept *kept, char *err,
+                       size_t err_len)
+{
+    if (kept->nr_tiers != vm->options->nr_tiers + 1ULL) {
+        snprintf(err, err_len,
+                 "VM '%s' has pages in %llu tiers and this manager has %u: start it with "
+                 "the tiers of the former one",
+                 vm->name, (unsigned long long)kept->nr_tiers - 1, vm->options->nr_tiers);
+        return -EINVAL;
+    }
+    for (unsigned i = 1; i < kept->nr_tiers; i++) {
+        const char *name = vm->tier_configs[i].name;
+
+        if (strncmp(kept->names[i], name, UFFDMM_NAME_MAX) != 0) {
+            snprintf(err, err_len,
+                     "VM '%s' has pages in tier %u '%.63s', which is '%s' here: start the "
+                     "manager with the tiers of the former one, in their order",
+                     vm->name, i, kept->names[i], name);
+            return -EINVAL;
+        }
+    }
+    return 0;
+}
+
+int hierarchy_take_over(struct vm *vm, uint64_t ram_bytes,
+                        const struct hierarchy_kept *kept, char *err, size_t err_len)
+{
+    int ret = check_names(vm, kept, err, err_len);
+
+    if (ret) {
+        return ret;
+    }
+    vm->unsettled = true;
+    ret = open_tiers(vm, ram_bytes, kept, err, err_len);
+    ret = ret ? ret : start_threads(vm, err, err_len);
+    if (ret) {
+        hierarchy_close(vm);
+        vm->unsettled = false;
+    }
+    return ret;
+}
+
+void hierarchy_settle(struct vm *vm)
+{
+    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
+        struct tier *t = vm->tiers[i];
+
+        if (t) {
+            t->ops->settle(t);
+            __atomic_store_n(&t->unsettled, false, __ATOMIC_RELEASE);
+        }
+    }
+    vm->unsettled = false;
+    evict_kick(vm);
 }
 
 void hierarchy_gauges(struct vm *vm)

@@ -22,6 +22,12 @@
 
 typedef _Atomic uint64_t entry_t;
 
+/*
+ * Tier in an entry that is FILLING with zeros because nothing was stored, so that it is
+ * told from one that is filled with its record (zero tier).  No tier has this number.
+ */
+#define ENTRY_TIER_HOLE UFFDMM_ENTRY_TIER_MASK
+
 static inline unsigned entry_state(uint64_t e)
 {
     return (unsigned)(e & UFFDMM_ENTRY_STATE_MASK);

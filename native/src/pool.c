@@ -41,13 +41,17 @@
 #include "pool_priv.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "clock.h"
 
-int pool_create(struct pool **out, uint64_t arena_bytes, enum tier_codec codec, int level)
+/* A pool over @fd, or over a fresh memfd when that is negative. */
+static int pool_new(struct pool **out, int fd, uint64_t arena_bytes,
+                    enum tier_codec codec, int level)
 {
     pthread_mutexattr_t attr;
     void *arena = NULL;
@@ -69,9 +73,9 @@ int pool_create(struct pool **out, uint64_t arena_bytes, enum tier_codec codec, 
     p->level = level;
     p->nr_slabs = arena_bytes >> POOL_SLAB_SHIFT;
     p->arena_bytes = p->nr_slabs << POOL_SLAB_SHIFT;
-    p->fd = pool_memfd(p->arena_bytes);
+    p->fd = fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : pool_memfd(p->arena_bytes);
     if (p->fd < 0) {
-        ret = p->fd;
+        ret = fd >= 0 ? -errno : p->fd;
         goto fail_free;
     }
     ret = pool_map_on_fault(p->fd, p->arena_bytes, &arena);
@@ -102,6 +106,28 @@ fail_fd:
     close(p->fd);
 fail_free:
     free(p);
+    return ret;
+}
+
+int pool_create(struct pool **out, uint64_t arena_bytes, enum tier_codec codec, int level)
+{
+    return pool_new(out, -1, arena_bytes, codec, level);
+}
+
+int pool_open(struct pool **out, int fd, enum tier_codec codec, int level)
+{
+    const int fixed = F_SEAL_SHRINK | F_SEAL_GROW;
+    struct stat st;
+    int ret;
+
+    if (fstat(fd, &st) < 0 || (fcntl(fd, F_GET_SEALS) & fixed) != fixed ||
+        st.st_size <= 0 || st.st_size % POOL_SLAB_BYTES) {
+        return -EINVAL;
+    }
+    ret = pool_new(out, fd, (uint64_t)st.st_size, codec, level);
+    if (!ret) {
+        pool_slabs_adopt(*out);
+    }
     return ret;
 }
 

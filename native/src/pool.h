@@ -34,6 +34,24 @@ int pool_create(struct pool **out, uint64_t arena_bytes, enum tier_codec codec,
                 int level);
 void pool_destroy(struct pool *p);
 
+/*
+ * A pool over the arena of a worker that has died; @fd is copied.  It has no objects
+ * until pool_adopt(), and frees no memory and must get no new objects until
+ * pool_adopted_all().  0 or a negative errno: -EINVAL when @fd is no arena.
+ */
+int pool_open(struct pool **out, int fd, enum tier_codec codec, int level);
+
+/*
+ * The object in @slot is @owner's, says a page-state table.  False, and nothing done, when
+ * no such object is there or it has been adopted already.  pool_unadopt() undoes it and
+ * leaves the object in the arena.
+ */
+bool pool_adopt(struct pool *p, uint64_t slot, struct pool_owner owner);
+void pool_unadopt(struct pool *p, uint64_t slot);
+
+/* All tables have been read: what was not adopted is given back. */
+void pool_adopted_all(struct pool *p);
+
 /* The arena's memfd, which stays the pool's. */
 int pool_fd(const struct pool *p);
 

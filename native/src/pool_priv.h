@@ -160,6 +160,7 @@ struct pool {
     struct pool_class classes[POOL_CLASSES_MAX];
     /* smallest class for a length in pieces of 16 bytes, rounded up */
     uint8_t class_of[POOL_RAW_BYTES / POOL_ALIGN + 1];
+    bool adopting;         /* of a dead worker's arena, not all objects are known */
     _Atomic bool keep_raw; /* pages that do not compress are stored as they are */
 
     uint64_t fresh; /* slabs from here on were never used */
@@ -269,6 +270,22 @@ bool pool_place_take_open(struct pool *p, unsigned class_id, uint32_t length,
 
 /* Gives the place back if it is taken; takes the lock.  False when it is not. */
 bool pool_place_give(struct pool *p, uint64_t slot);
+/* The same, but the object stays in the arena: while the pool is being taken over. */
+bool pool_place_forget(struct pool *p, uint64_t slot);
+
+/* ---- pool_adopt.c ---- */
+
+/* Begins with an arena of which nothing is known yet. */
+void pool_slabs_adopt(struct pool *p);
+
+/* ---- pool_slab.c again: what adopting needs ---- */
+
+/* Gives a slab without a class, which is in no list, back: drops the lock meanwhile. */
+void pool_slab_discard(struct pool *p, struct pool_slab *s);
+
+/* Marks the free place @index of @s as taken.  Under the lock. */
+void pool_place_take_at(struct pool *p, struct pool_slab *s, unsigned class_id,
+                        unsigned index, uint32_t length, uint64_t stored_ns);
 
 /* Puts the slab into the list that its number of objects asks for.  Under the lock. */
 void pool_slab_regroup(struct pool *p, struct pool_slab *s);

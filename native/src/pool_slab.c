@@ -131,6 +131,11 @@ static void slab_punch(struct pool *p, struct pool_slab *s)
     pool_count(&p->slabs_taken, -1ULL);
 }
 
+void pool_slab_discard(struct pool *p, struct pool_slab *s)
+{
+    slab_punch(p, s);
+}
+
 void pool_slab_release(struct pool *p, struct pool_slab *s, bool keep_spare)
 {
     unsigned class_id = atomic_load_explicit(&s->class_id, memory_order_relaxed);
@@ -237,21 +242,13 @@ static int slab_format(struct pool *p, struct pool_slab *s, unsigned class_id,
     return 0;
 }
 
-/* Takes the first free place of @s, which has one.  Under the lock. */
-static void place_take_in(struct pool *p, struct pool_slab *s, unsigned class_id,
-                          uint32_t length, uint64_t stored_ns, struct pool_place *place)
+void pool_place_take_at(struct pool *p, struct pool_slab *s, unsigned class_id,
+                        unsigned index, uint32_t length, uint64_t stored_ns)
 {
     struct pool_class *c = &p->classes[class_id];
-    unsigned word = 0, index;
-    uint64_t bits;
 
-    while ((bits = atomic_load_explicit(&s->live[word], memory_order_relaxed)) ==
-           UINT64_MAX) {
-        word++;
-    }
-    index = word * 64 + (unsigned)__builtin_ctzll(~bits);
-    atomic_store_explicit(&s->live[word], bits | (1ULL << (index % 64)),
-                          memory_order_release);
+    atomic_fetch_or_explicit(&s->live[index / 64], 1ULL << (index % 64),
+                             memory_order_release);
     s->used++;
     s->data_bytes += length;
     c->used++;
@@ -260,6 +257,21 @@ static void place_take_in(struct pool *p, struct pool_slab *s, unsigned class_id
     pool_count(&p->data_bytes, length);
     pool_age_note(p, s, stored_ns);
     pool_slab_regroup(p, s);
+}
+
+/* Takes the first free place of @s, which has one.  Under the lock. */
+static void place_take_in(struct pool *p, struct pool_slab *s, unsigned class_id,
+                          uint32_t length, uint64_t stored_ns, struct pool_place *place)
+{
+    unsigned word = 0, index;
+    uint64_t bits;
+
+    while ((bits = atomic_load_explicit(&s->live[word], memory_order_relaxed)) ==
+           UINT64_MAX) {
+        word++;
+    }
+    index = word * 64 + (unsigned)__builtin_ctzll(~bits);
+    pool_place_take_at(p, s, class_id, index, length, stored_ns);
     place->slab = s;
     place->class_id = class_id;
     place->index = index;
@@ -336,7 +348,8 @@ int pool_place_take(struct pool *p, uint32_t length, uint64_t stored_ns,
     return 0;
 }
 
-bool pool_place_give(struct pool *p, uint64_t slot)
+/* Gives a place back; with @leave the object stays in the arena as it is. */
+static bool place_give(struct pool *p, uint64_t slot, bool leave)
 {
     struct pool_place place;
     struct pool_owner owner;
@@ -353,7 +366,9 @@ bool pool_place_give(struct pool *p, uint64_t slot)
         length = 0; /* damaged: made up for when the slab goes */
     }
     length = length < s->data_bytes ? length : s->data_bytes;
-    atomic_store_explicit(&place.header->key, 0, memory_order_relaxed);
+    if (!leave) {
+        atomic_store_explicit(&place.header->key, 0, memory_order_relaxed);
+    }
     atomic_fetch_and_explicit(&s->live[place.index / 64], ~(1ULL << (place.index % 64)),
                               memory_order_release);
     s->used--;
@@ -363,7 +378,7 @@ bool pool_place_give(struct pool *p, uint64_t slot)
     pool_count(&p->object_bytes, -(uint64_t)p->classes[place.class_id].size);
     pool_count(&p->data_bytes, -(uint64_t)length);
     if (s->state == POOL_SLAB_OPEN) {
-        if (s->used == 0) {
+        if (s->used == 0 && !p->adopting) {
             pool_slab_release(p, s, true);
         } else {
             pool_slab_regroup(p, s);
@@ -371,4 +386,14 @@ bool pool_place_give(struct pool *p, uint64_t slot)
     }
     pthread_mutex_unlock(&p->lock);
     return true;
+}
+
+bool pool_place_give(struct pool *p, uint64_t slot)
+{
+    return place_give(p, slot, false);
+}
+
+bool pool_place_forget(struct pool *p, uint64_t slot)
+{
+    return place_give(p, slot, true);
 }

@@ -7,18 +7,25 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/magic.h>
 #include <linux/memfd.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "fault.h"
 #include "evict_io.h"
 #include "log.h"
 #include "queue.h"
+#include "test_hooks.h"
 
 /* 64 TiB: more than any machine, and page numbers times 8 stay far from overflow. */
 #define REGION_MAX_BYTES (1ULL << 46)
+
+/* Tries of an unprotect that the kernel answers with EAGAIN. */
+#define UNPROTECT_TRIES 1000
 
 static uint64_t page_align(uint64_t v)
 {
@@ -43,30 +50,16 @@ static int sealed_memfd(const char *name, unsigned flags, uint64_t size)
     return fd;
 }
 
-/* Creates and maps the page-state table, all pages EMPTY. */
-static int table_create(struct region *r)
+/* Where things lie in a table of so many pages; sets r->table_size. */
+static struct uffdmm_table_header table_layout(struct region *r)
 {
     uint64_t entries = PAGE_SIZE_4K;
     uint64_t records = entries + page_align(r->nr_pages * sizeof(uint64_t));
     uint64_t ages = records + page_align(r->nr_pages * sizeof(uint64_t));
     uint64_t pins = ages + page_align(r->nr_pages);
-    void *map;
 
     r->table_size = pins + page_align(r->nr_pages * sizeof(uint32_t));
-    r->table_fd = sealed_memfd("uffdmm-table", 0, r->table_size);
-    if (r->table_fd < 0) {
-        return r->table_fd;
-    }
-    map = mmap(NULL, r->table_size, PROT_READ | PROT_WRITE, MAP_SHARED, r->table_fd, 0);
-    if (map == MAP_FAILED) {
-        return -errno;
-    }
-    r->table = map;
-    r->header = map;
-    r->entries = (entry_t *)(void *)((char *)map + entries);
-    r->records = (uint64_t *)(void *)((char *)map + records);
-    r->ages = (uint8_t *)map + ages;
-    *r->header = (struct uffdmm_table_header){
+    return (struct uffdmm_table_header){
         .magic = UFFDMM_TABLE_MAGIC,
         .version = UFFDMM_TABLE_VERSION,
         .page_size = region_page_bytes(r),
@@ -78,6 +71,50 @@ static int table_create(struct region *r)
         .region_state = UFFDMM_REGION_LIVE,
         .region_id = r->id,
     };
+}
+
+/*
+ * Locks the table, by an open file of our own: the lock ends with this process and with
+ * nothing else, so who has it knows that no other worker serves the region.
+ */
+static int table_lock(struct region *r)
+{
+    char path[64];
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", r->table_fd);
+    r->lock_fd = open(path, O_RDWR | O_CLOEXEC);
+    return r->lock_fd < 0 || flock(r->lock_fd, LOCK_EX | LOCK_NB) < 0 ? -errno : 0;
+}
+
+static int table_map(struct region *r, const struct uffdmm_table_header *layout)
+{
+    void *map =
+        mmap(NULL, r->table_size, PROT_READ | PROT_WRITE, MAP_SHARED, r->table_fd, 0);
+
+    if (map == MAP_FAILED) {
+        return -errno;
+    }
+    r->table = map;
+    r->header = map;
+    r->entries = (entry_t *)(void *)((char *)map + layout->entries_offset);
+    r->records = (uint64_t *)(void *)((char *)map + layout->records_offset);
+    r->ages = (uint8_t *)map + layout->ages_offset;
+    return 0;
+}
+
+/* Creates and maps the page-state table, all pages EMPTY. */
+static int table_create(struct region *r)
+{
+    struct uffdmm_table_header layout = table_layout(r);
+    int ret;
+
+    r->table_fd = sealed_memfd("uffdmm-table", 0, r->table_size);
+    ret = r->table_fd < 0 ? r->table_fd : table_lock(r);
+    ret = ret ? ret : table_map(r, &layout);
+    if (ret) {
+        return ret;
+    }
+    *r->header = layout;
     for (uint64_t pfn = 0; pfn < r->nr_pages; pfn++) {
         atomic_init(&r->entries[pfn], entry_make(UFFDMM_PAGE_EMPTY, 0, 0, 0, 0));
     }
@@ -99,7 +136,7 @@ static int blocks_create(struct region *r)
     return 0;
 }
 
-static void region_free(struct region *r)
+void region_free(struct region *r)
 {
     for (unsigned i = 0; i < r->nr_shards; i++) {
         fault_release(&r->shards[i]);
@@ -107,6 +144,9 @@ static void region_free(struct region *r)
     presence_deinit(&r->presence);
     if (r->table) {
         munmap(r->table, r->table_size);
+    }
+    if (r->lock_fd >= 0) {
+        close(r->lock_fd);
     }
     if (r->table_fd >= 0) {
         close(r->table_fd);
@@ -149,7 +189,7 @@ static int check_request(const struct vm *vm, const struct uffdmm_region_create 
                  (unsigned long long)REGION_MAX_BYTES);
         return -EINVAL;
     }
-    if (req->page_size == PAGE_SIZE_2M && !any_takes_runs(vm)) {
+    if (req->page_size == PAGE_SIZE_2M && vm->nr_tiers && !any_takes_runs(vm)) {
         snprintf(
             err, err_len,
             "region '%s' has pages of 2 MiB, which a pool does not take: add a tier of "
@@ -196,6 +236,62 @@ static void lock_regions(struct vm *vm)
     atomic_store(&vm->regions_wanted, false);
 }
 
+/* A region as @req asks for it, with nothing behind it yet; NULL without memory. */
+static struct region *region_new(struct vm *vm, const struct uffdmm_region_create *req,
+                                 uint32_t id)
+{
+    struct region *r = calloc(1, sizeof(*r));
+
+    if (!r) {
+        return NULL;
+    }
+    r->vm = vm;
+    r->id = id;
+    r->serial = ++vm->regions_made;
+    r->memfd = r->table_fd = r->lock_fd = r->pagemap_fd = r->link_fd = -1;
+    snprintf(r->name, sizeof(r->name), "%s", req->name);
+    r->size = req->size;
+    r->page_shift = req->page_size == PAGE_SIZE_2M ? PAGE_SHIFT_2M : PAGE_SHIFT_4K;
+    r->block_pages = region_is_huge(r) ? 1 : BLOCK_PAGES;
+    r->nr_pages = req->size >> r->page_shift;
+    r->nr_shards = req->nr_shards;
+    for (unsigned i = 0; i < r->nr_shards; i++) {
+        r->shards[i].region = r;
+        r->shards[i].uffd = -1;
+        r->shards[i].cpu = -1;
+        r->shards[i].first = i * r->nr_pages / r->nr_shards;
+        r->shards[i].end = (i + 1) * r->nr_pages / r->nr_shards;
+    }
+    presence_clear(&r->presence);
+    return r;
+}
+
+int region_prepare(struct region *r)
+{
+    int ret = region_is_huge(r) ? presence_init(&r->presence, r->memfd, r->size) : 0;
+
+    ret = ret ? ret : blocks_create(r);
+    for (unsigned i = 0; !ret && i < r->nr_shards; i++) {
+        ret = fault_prepare(&r->shards[i]);
+    }
+    return ret;
+}
+
+/* Makes the region known to all threads. */
+static void region_enter(struct region *r)
+{
+    struct vm *vm = r->vm;
+
+    lock_regions(vm);
+    vm->regions[r->id] = r;
+    pthread_rwlock_unlock(&vm->regions_lock);
+    atomic_fetch_add(&vm->nr_blocks, r->nr_blocks);
+    atomic_fetch_add(&vm->nr_huge, region_is_huge(r));
+    stats_add(&vm->stats->nr_regions, 1);
+    stats_add(&vm->stats->ram_bytes, r->size);
+    stats_add(&vm->stats->table_bytes, r->table_size);
+}
+
 int region_create(struct vm *vm, const struct uffdmm_region_create *req,
                   struct region **out, char *err, size_t err_len)
 {
@@ -212,41 +308,15 @@ int region_create(struct vm *vm, const struct uffdmm_region_create *req,
                  vm->name, UFFDMM_REGIONS_MAX);
         return -ENOSPC;
     }
-    r = calloc(1, sizeof(*r));
+    r = region_new(vm, req, (uint32_t)index);
     if (!r) {
         snprintf(err, err_len, "no memory for region '%s'", req->name);
         return -ENOMEM;
     }
-    r->vm = vm;
-    r->id = (uint32_t)index;
-    r->serial = ++vm->regions_made;
-    r->memfd = r->table_fd = r->pagemap_fd = r->link_fd = -1;
-    snprintf(r->name, sizeof(r->name), "%s", req->name);
-    r->size = req->size;
-    r->page_shift = req->page_size == PAGE_SIZE_2M ? PAGE_SHIFT_2M : PAGE_SHIFT_4K;
-    r->block_pages = region_is_huge(r) ? 1 : BLOCK_PAGES;
-    r->nr_pages = req->size >> r->page_shift;
-    r->nr_shards = req->nr_shards;
-    for (unsigned i = 0; i < r->nr_shards; i++) {
-        r->shards[i].region = r;
-        r->shards[i].uffd = -1;
-        r->shards[i].cpu = -1;
-        r->shards[i].first = i * r->nr_pages / r->nr_shards;
-        r->shards[i].end = (i + 1) * r->nr_pages / r->nr_shards;
-    }
-    presence_clear(&r->presence);
     r->memfd = sealed_memfd("uffdmm-ram",
                             region_is_huge(r) ? MFD_HUGETLB | MFD_HUGE_2MB : 0, r->size);
     ret = r->memfd < 0 ? r->memfd : table_create(r);
-    if (!ret && region_is_huge(r)) {
-        ret = presence_init(&r->presence, r->memfd, r->size);
-    }
-    if (!ret) {
-        ret = blocks_create(r);
-    }
-    for (unsigned i = 0; !ret && i < r->nr_shards; i++) {
-        ret = fault_prepare(&r->shards[i]);
-    }
+    ret = ret ? ret : region_prepare(r);
     if (ret) {
         snprintf(err, err_len,
                  "cannot set up region '%s' of %llu MiB in pages of %zu KiB: %s", r->name,
@@ -255,14 +325,88 @@ int region_create(struct vm *vm, const struct uffdmm_region_create *req,
         region_free(r);
         return ret;
     }
-    lock_regions(vm);
-    vm->regions[index] = r;
-    pthread_rwlock_unlock(&vm->regions_lock);
-    atomic_fetch_add(&vm->nr_blocks, r->nr_blocks);
-    atomic_fetch_add(&vm->nr_huge, region_is_huge(r));
-    stats_add(&vm->stats->nr_regions, 1);
-    stats_add(&vm->stats->ram_bytes, r->size);
-    stats_add(&vm->stats->table_bytes, r->table_size);
+    region_enter(r);
+    *out = r;
+    return 0;
+}
+
+/* True when @fd is a memfd of this size that stays so, with pages of @page_bytes. */
+static bool is_sealed_memfd(int fd, uint64_t size, size_t page_bytes)
+{
+    const int fixed = F_SEAL_SHRINK | F_SEAL_GROW;
+    int seals = fcntl(fd, F_GET_SEALS);
+    struct statfs fs;
+    struct stat st;
+
+    return fstat(fd, &st) == 0 && (uint64_t)st.st_size == size &&
+           fstatfs(fd, &fs) == 0 &&
+           (fs.f_type == HUGETLBFS_MAGIC) == (page_bytes == PAGE_SIZE_2M) &&
+           seals > 0 && (seals & fixed) == fixed;
+}
+
+int region_adopt(struct vm *vm, const struct uffdmm_region_create *req, uint32_t id,
+                 int memfd, int table_fd, struct region **out, char *err, size_t err_len)
+{
+    struct uffdmm_table_header layout, found;
+    struct region *r = NULL;
+    int ret = check_request(vm, req, err, err_len);
+
+    if (!ret && (id >= UFFDMM_REGIONS_MAX || vm->regions[id])) {
+        snprintf(err, err_len, "region number %u of '%s' is in use or too high", id,
+                 req->name);
+        ret = -EEXIST;
+    }
+    if (!ret) {
+        r = region_new(vm, req, id);
+        ret = r ? 0 : -ENOMEM;
+        snprintf(err, err_len, "no memory for region '%s'", req->name);
+    }
+    if (ret) {
+        close(memfd);
+        close(table_fd);
+        return ret;
+    }
+    r->memfd = memfd;
+    r->table_fd = table_fd;
+    layout = table_layout(r);
+    if (!is_sealed_memfd(memfd, r->size, region_page_bytes(r)) ||
+        !is_sealed_memfd(table_fd, r->table_size, PAGE_SIZE_4K)) {
+        snprintf(err, err_len,
+                 "the descriptors of region '%s' are not its memory of %llu bytes and its "
+                 "table of %llu, sealed",
+                 r->name, (unsigned long long)r->size, (unsigned long long)r->table_size);
+        ret = -EBADF;
+    } else {
+        ret = table_lock(r);
+        snprintf(err, err_len, "cannot lock the table of region '%s': %s", r->name,
+                 ret == -EWOULDBLOCK ? "its former worker has not ended yet; try again"
+                                     : strerror(-ret));
+    }
+    if (!ret) {
+        ret = table_map(r, &layout);
+        snprintf(err, err_len, "cannot map the table of region '%s': %s", r->name,
+                 strerror(-ret));
+    }
+    if (!ret) {
+        /* a copy: what is compared must not change meanwhile */
+        memcpy(&found, r->header, sizeof(found));
+        layout.session = found.session;
+        layout.discards = found.discards;
+        if (memcmp(&found, &layout, offsetof(struct uffdmm_table_header, nr_tiers)) !=
+            0) {
+            snprintf(err, err_len,
+                     "the header of the table of region '%s' does not fit: version %u, "
+                     "%llu pages of %llu bytes, region %u, state %u",
+                     r->name, found.version, (unsigned long long)found.nr_pages,
+                     (unsigned long long)found.page_size, found.region_id,
+                     found.region_state);
+            ret = -EUCLEAN;
+        }
+    }
+    if (ret) {
+        region_free(r);
+        return ret;
+    }
     *out = r;
     return 0;
 }
@@ -401,6 +545,32 @@ static int adopt_memory(struct region *r, char *err, size_t err_len)
     return 0;
 }
 
+/* Lifts the protection of all memory; 0 or a negative errno with @err. */
+static int unprotect_all(struct region *r, char *err, size_t err_len)
+{
+    for (unsigned i = 0; i < r->nr_shards; i++) {
+        struct shard *sh = &r->shards[i];
+        size_t len = (size_t)(sh->end - sh->first) << r->page_shift;
+        enum uffd_outcome out;
+        unsigned tries = 0;
+
+        while ((out = uffd_wp(sh->uffd, page_addr(r, sh->first), len, false)) ==
+                   UFFD_AGAIN &&
+               ++tries < UNPROTECT_TRIES) {
+            usleep(100);
+        }
+        if (out != UFFD_DONE) {
+            int ret = -errno;
+
+            snprintf(err, err_len,
+                     "userfaultfd %u does not cover its slice of region '%s': %s", i,
+                     r->name, strerror(-ret));
+            return ret;
+        }
+    }
+    return 0;
+}
+
 static void detach(struct region *r)
 {
     struct vm *vm = r->vm;
@@ -453,6 +623,60 @@ int region_attach(struct region *r, const struct uffdmm_region_attach *req,
     lock_regions(r->vm);
     r->attached = true;
     pthread_rwlock_unlock(&r->vm->regions_lock);
+    return 0;
+}
+
+int region_resume(struct region *r, const struct uffdmm_region_attach *req,
+                  int pagemap_fd, const int *uffds, char *err, size_t err_len)
+{
+    int ret = check_attach(r, req, pagemap_fd, uffds, err, err_len);
+
+    r->pagemap_fd = pagemap_fd;
+    for (unsigned i = 0; i < r->nr_shards; i++) {
+        r->shards[i].uffd = uffds[i];
+    }
+    if (ret) {
+        return ret;
+    }
+    r->base = req->base;
+    for (unsigned i = 0; i < r->nr_shards; i++) {
+        if (fcntl(uffds[i], F_SETFL, O_NONBLOCK) < 0) {
+            return -errno;
+        }
+    }
+    ret = unprotect_all(r, err, err_len);
+    if (ret) {
+        return ret;
+    }
+    /* from here on the evictor may protect again */
+    region_enter(r);
+    for (uint64_t pfn = 0; pfn < r->nr_pages; pfn++) {
+        uint64_t e = entry_load(&r->entries[pfn]);
+
+        if (entry_state(e) == UFFDMM_PAGE_STORED) {
+            region_count_stored(r, e, 1);
+        } else if (entry_state(e) == UFFDMM_PAGE_RESIDENT) {
+            queue_push(r->vm, &r->blocks[region_block(r, pfn)]);
+        }
+    }
+    for (unsigned i = 0; !ret && i < r->nr_shards; i++) {
+        ret = fault_start(&r->shards[i]);
+    }
+    if (ret) {
+        log_error("cannot start a fault thread of region %s: %s", r->name, strerror(-ret));
+        abort(); /* QEMU tries again with another worker; here nothing must be freed */
+    }
+    lock_regions(r->vm);
+    r->attached = true;
+    pthread_rwlock_unlock(&r->vm->regions_lock);
+    /* messages that the dead worker had read are not sent again: all waiters fault anew */
+    for (unsigned i = 0; i < r->nr_shards && !test_hook("UFFDMM_TEST_RECOVER_NO_WAKE");
+         i++) {
+        struct shard *sh = &r->shards[i];
+
+        uffd_wake(sh->uffd, page_addr(r, sh->first),
+                  (size_t)(sh->end - sh->first) << r->page_shift);
+    }
     return 0;
 }
 

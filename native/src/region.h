@@ -24,6 +24,28 @@ int region_create(struct vm *vm, const struct uffdmm_region_create *req,
 int region_attach(struct region *r, const struct uffdmm_region_attach *req,
                   int pagemap_fd, const int *uffds, char *err, size_t err_len);
 
+/*
+ * Takes over memory and table (descriptors closed on failure) of a region that a dead worker
+ * served: checks and maps them, and makes sure that this is the only worker.  Nobody sees
+ * the region yet: region_free() undoes it.  -EWOULDBLOCK when another worker has it.
+ */
+int region_adopt(struct vm *vm, const struct uffdmm_region_create *req, uint32_t id,
+                 int memfd, int table_fd, struct region **out, char *err, size_t err_len);
+
+/* Makes what serving it needs, with the tiers open.  0 or a negative errno. */
+int region_prepare(struct region *r);
+
+/*
+ * Serves a region whose entries have been reconciled: lifts all protection, lets all threads
+ * see the region, wakes all waiters.  Takes over the descriptors.  0, or a negative errno with
+ * @err: then region_free().
+ */
+int region_resume(struct region *r, const struct uffdmm_region_attach *req,
+                  int pagemap_fd, const int *uffds, char *err, size_t err_len);
+
+/* Frees a region that nobody has seen, and no slot. */
+void region_free(struct region *r);
+
 /* QEMU's connection for the region came (@fd) or went (-1). */
 void region_set_link(struct region *r, int fd);
 

@@ -200,6 +200,41 @@ bool slots_free(struct slots *s, uint64_t slot)
     return ok;
 }
 
+bool slots_take(struct slots *s, uint64_t slot)
+{
+    bool ok = false;
+
+    pthread_mutex_lock(&s->lock);
+    if (slot > 0 && slot < s->nr && !bit_test(s->taken, slot)) {
+        bit_set(s->taken, slot);
+        bit_set(s->written, slot);
+        s->used++;
+        ok = true;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return ok;
+}
+
+void slots_untake(struct slots *s, uint64_t slot)
+{
+    pthread_mutex_lock(&s->lock);
+    if (slot > 0 && slot < s->nr && bit_test(s->taken, slot)) {
+        bit_clear(s->taken, slot);
+        bit_clear(s->written, slot);
+        s->used--;
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+void slots_free_are_written(struct slots *s)
+{
+    pthread_mutex_lock(&s->lock);
+    for (uint64_t slot = 1; slot < s->nr; slot++) {
+        bit_set(s->written, slot);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
 uint64_t slots_take_untrimmed(struct slots *s, uint64_t min, uint64_t max,
                               uint64_t *start)
 {

@@ -53,6 +53,16 @@ uint64_t slots_take_untrimmed(struct slots *s, uint64_t min, uint64_t max,
                               uint64_t *start);
 void slots_trimmed(struct slots *s, uint64_t start, uint64_t nr, bool clean);
 
+/*
+ * Takes the slot that a page-state table names, when a volume is taken over.  False, and
+ * nothing done, when it is taken already or not there.  slots_untake() undoes it.
+ */
+bool slots_take(struct slots *s, uint64_t slot);
+void slots_untake(struct slots *s, uint64_t slot);
+
+/* All free slots count as written: they are made unreadable bit by bit. */
+void slots_free_are_written(struct slots *s);
+
 /* True when @slot may be named by an entry. */
 static inline bool slots_valid(const struct slots *s, uint64_t slot)
 {

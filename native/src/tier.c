@@ -45,6 +45,7 @@ int tier_open(struct tier *t, unsigned index, const struct tier_config *config,
     t->vm = *vm;
     t->index = index;
     t->arena_fd = -1;
+    t->unsettled = vm->kept;
     t->max_bytes = config->capacity ? config->capacity : UINT64_MAX;
     snprintf(stats->name, sizeof(stats->name), "%s", config->name);
     stats->type = config->type;
@@ -83,7 +84,8 @@ static void put_or_fail(struct tier *t, struct tier_scratch *s, struct tier_put 
 /* True while nothing new may be put into the tier. */
 static bool shut(const struct tier *t)
 {
-    return stats_get(&t->stats->state) == UFFDMM_TIER_AWAY ||
+    return __atomic_load_n(&t->unsettled, __ATOMIC_ACQUIRE) ||
+           stats_get(&t->stats->state) == UFFDMM_TIER_AWAY ||
            (!t->last && clock_ns() < __atomic_load_n(&t->avoid_until, __ATOMIC_RELAXED));
 }
 

@@ -33,6 +33,8 @@ struct tier_vm {
     uint8_t uuid[16];
     pid_t qemu_pid;
     uint64_t ram_bytes; /* known so far */
+    bool kept;          /* the volume is there: a dead worker left it, with its pages */
+    int arena_fd;       /* kept: the arena of a tier in memory, a descriptor to be copied */
 };
 
 /* One page to be stored. */
@@ -84,6 +86,19 @@ struct tier_ops {
      */
     int (*take_run)(struct tier *t, unsigned nr, uint64_t *slot);
 
+    /*
+     * A worker takes over: an entry names @slot for this page.  False, and nothing done,
+     * when that cannot be, or it is taken already.  untake() undoes it, settle() says that
+     * all entries have been seen: what they do not name is free.  A tier without take()
+     * cannot be taken over.
+     */
+    bool (*take)(struct tier *t, uint64_t slot, uint32_t region_id, uint64_t pfn);
+    void (*untake)(struct tier *t, uint64_t slot);
+    void (*settle)(struct tier *t);
+
+    /* Which volume it is: the same bytes for a worker that takes it over, no others. */
+    void (*identity)(const struct tier *t, uint8_t id[16]);
+
     /* Gives a slot back.  False, and nothing done, when it was not taken. */
     bool (*free)(struct tier *t, uint64_t slot);
 
@@ -131,6 +146,7 @@ struct tier {
     struct tier_vm vm;     /* set by tier_open() */
     unsigned index;        /* in page-state entries */
     bool last;             /* no tier comes after it */
+    bool unsettled;        /* not all who have pages here are known: nothing new; atomic */
     bool put_stores;       /* put() stores the bytes too, reads are done at once */
     int arena_fd;          /* memfd of a tier that keeps pages in memory, else -1 */
     uint64_t max_bytes;    /* what this VM may store here, by policy; atomic */

@@ -17,6 +17,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 #include "config.h"
 #include "file_label.h"
@@ -102,6 +106,22 @@ static void close_volumes(struct file_tier *f, bool keep)
     }
 }
 
+/* Slots of a volume that is taken over: all that there is room for. */
+static int keep_slots(struct tier *t)
+{
+    struct file_tier *f = file_of(t);
+    uint64_t slots = 0;
+
+    for (unsigned i = 0; i < f->nr; i++) {
+        slots += f->volumes[i].bytes / PAGE_SIZE_4K - (i != 0 && f->volumes[i].bytes);
+    }
+    if (device_slots(f) < slots) {
+        slots = device_slots(f);
+    }
+    stats_set(&t->stats->capacity_bytes, slots ? (slots - 1) * PAGE_SIZE_4K : 0);
+    return slots_grow(&f->slots, slots);
+}
+
 static int open_file(struct tier *t, const struct tier_vm *vm, char *err, size_t err_len)
 {
     struct file_tier *f = calloc(1, sizeof(*f));
@@ -123,13 +143,21 @@ static int open_file(struct tier *t, const struct tier_vm *vm, char *err, size_t
         ret = file_volume_open(&f->volumes[i], t->config, i, vm, err, err_len);
         f->nr += ret == 0;
     }
+    t->priv = f;
+    if (!ret && vm->kept) {
+        ret = keep_slots(t);
+        if (ret) {
+            snprintf(err, err_len, "tier %s: no memory for the slot map of VM %s",
+                     t->config->name, vm->name);
+        }
+    }
     if (ret) {
-        close_volumes(f, false);
+        close_volumes(f, vm->kept);
         slots_deinit(&f->slots);
         free(f);
+        t->priv = NULL;
         return ret;
     }
-    t->priv = f;
     return 0;
 }
 
@@ -335,6 +363,41 @@ static bool free_slot(struct tier *t, uint64_t slot)
     return slots_free(&file_of(t)->slots, slot);
 }
 
+static bool take(struct tier *t, uint64_t slot, uint32_t region_id, uint64_t pfn)
+{
+    (void)region_id;
+    (void)pfn;
+    return slots_take(&file_of(t)->slots, slot);
+}
+
+static void untake(struct tier *t, uint64_t slot)
+{
+    slots_untake(&file_of(t)->slots, slot);
+}
+
+static void settle(struct tier *t)
+{
+    slots_free_are_written(&file_of(t)->slots);
+}
+
+static void identity(const struct tier *t, uint8_t id[16])
+{
+    const struct file_tier *f = file_of(t);
+    uint64_t seen[2 * TIER_PATHS_MAX] = {0};
+    XXH128_canonical_t hash;
+
+    for (unsigned i = 0; i < f->nr; i++) {
+        struct stat st = {0};
+
+        if (fstat(f->volumes[i].fd, &st) == 0) {
+            seen[2 * i] = S_ISBLK(st.st_mode) ? st.st_rdev : st.st_dev;
+            seen[2 * i + 1] = S_ISBLK(st.st_mode) ? 0 : st.st_ino;
+        }
+    }
+    XXH128_canonicalFromHash(&hash, XXH3_128bits(seen, sizeof(seen)));
+    memcpy(id, hash.digest, sizeof(hash.digest));
+}
+
 static bool valid(const struct tier *t, uint64_t slot)
 {
     return slots_valid(&file_of(t)->slots, slot);
@@ -372,6 +435,10 @@ static uint64_t tidy(struct tier *t)
     struct file_tier *f = file_of(t);
     uint64_t start, nr, bytes;
     int ret;
+
+    if (__atomic_load_n(&t->unsettled, __ATOMIC_ACQUIRE)) {
+        return 0;
+    }
 
     nr = slots_take_untrimmed(&f->slots, TRIM_MIN, TRIM_MAX, &start);
     if (!nr) {
@@ -412,6 +479,10 @@ const struct tier_ops tier_file_ops = {
     .reserve = reserve,
     .put = put,
     .take_run = take_run,
+    .take = take,
+    .untake = untake,
+    .settle = settle,
+    .identity = identity,
     .free = free_slot,
     .valid = valid,
     .extent = extent,

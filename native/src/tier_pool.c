@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "clock.h"
@@ -36,9 +37,16 @@ static int open_pool(struct tier *t, const struct tier_vm *vm, char *err, size_t
     struct pool *p;
     int ret;
 
-    (void)vm;
     bytes = bytes < ARENA_MIN ? ARENA_MIN : bytes;
-    ret = pool_create(&p, bytes, t->config->codec, t->config->level);
+    ret = vm->kept
+              ? pool_open(&p, vm->arena_fd, t->config->codec, t->config->level)
+              : pool_create(&p, bytes, t->config->codec, t->config->level);
+    if (ret && vm->kept) {
+        snprintf(err, err_len,
+                 "cannot take over the arena of pool %s: %s (is it among the descriptors?)",
+                 t->config->name, strerror(-ret));
+        return ret;
+    }
     if (ret) {
         snprintf(err, err_len, "cannot create the arena of pool %s (%llu MiB): %s",
                  t->config->name, (unsigned long long)(bytes >> 20), strerror(-ret));
@@ -111,6 +119,37 @@ static bool free_slot(struct tier *t, uint64_t slot)
     return pool_free(pool_of(t), slot);
 }
 
+static bool take(struct tier *t, uint64_t slot, uint32_t region_id, uint64_t pfn)
+{
+    return pool_adopt(pool_of(t), slot,
+                      (struct pool_owner){.region_id = region_id, .pfn = pfn});
+}
+
+static void untake(struct tier *t, uint64_t slot)
+{
+    pool_unadopt(pool_of(t), slot);
+}
+
+static void settle(struct tier *t)
+{
+    pool_adopted_all(pool_of(t));
+}
+
+/* A memfd is known by its inode as long as somebody holds it, and QEMU does. */
+static void identity(const struct tier *t, uint8_t id[16])
+{
+    struct stat st = {0};
+    uint64_t words[2];
+
+    if (fstat(t->arena_fd, &st) < 0) {
+        memset(id, 0, sizeof(words));
+        return;
+    }
+    words[0] = st.st_dev;
+    words[1] = st.st_ino;
+    memcpy(id, words, sizeof(words));
+}
+
 static bool valid(const struct tier *t, uint64_t slot)
 {
     return pool_valid(pool_of(t), slot);
@@ -161,7 +200,12 @@ static unsigned oldest(struct tier *t, uint64_t before_ns, struct pool_object *o
 
 static unsigned compact(struct tier *t, const struct pool_mover *m, unsigned max)
 {
-    unsigned moved = pool_compact(pool_of(t), m, max, WASTE_PERCENT);
+    unsigned moved;
+
+    if (__atomic_load_n(&t->unsettled, __ATOMIC_ACQUIRE)) {
+        return 0; /* what nobody has named yet may be another region's */
+    }
+    moved = pool_compact(pool_of(t), m, max, WASTE_PERCENT);
 
     stats_add(&t->stats->compactions, moved);
     return moved;
@@ -174,6 +218,10 @@ const struct tier_ops tier_pool_ops = {
     .scratch_new = scratch_new,
     .scratch_free = scratch_free,
     .put = put,
+    .take = take,
+    .untake = untake,
+    .settle = settle,
+    .identity = identity,
     .free = free_slot,
     .valid = valid,
     .extent = extent,

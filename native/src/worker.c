@@ -36,6 +36,7 @@
 #include "place.h"
 #include "policy.h"
 #include "queue.h"
+#include "recovery.h"
 #include "region.h"
 #include "track.h"
 #include "vm.h"
@@ -81,6 +82,11 @@ static int on_create(struct worker *w, struct conn *c)
     if (c->region) {
         return refuse(c, -EEXIST, "this connection carries a region already");
     }
+    if (vm->unsettled) {
+        return refuse(c, -EAGAIN,
+                      "memory of this VM is being taken over from a worker that has died: "
+                      "try again when all of it is back");
+    }
     if (!w->stores_open) {
         ret = hierarchy_open(vm, req->size, err, sizeof(err));
         if (ret) {
@@ -109,6 +115,7 @@ static int on_create(struct worker *w, struct conn *c)
         region_destroy(r);
         return refuse(c, ret, err);
     }
+    recovery_note(vm, NULL);
     c->region = r;
     region_set_link(r, c->fd);
     reply.region_id = r->id;
@@ -161,12 +168,12 @@ static int on_detach(struct worker *w, struct conn *c)
 {
     struct uffdmm_region_detach *req = (void *)c->payload;
 
-    (void)w;
     if (!c->region || req->region_id != c->region->id) {
         return refuse(c, -ENOENT,
                       "detach of a region that this connection does not carry");
     }
     log_info("region %s detached", c->region->name);
+    recovery_note(&w->vm, c->region);
     region_destroy(c->region);
     c->region = NULL;
     return conn_reply(c, NULL, 0, NULL, 0);
@@ -231,6 +238,7 @@ static int on_set_policy(struct worker *w, struct conn *c)
         return refuse(c, ret, err);
     }
     policy_get(&w->vm, policy);
+    recovery_note(&w->vm, NULL);
     return conn_reply(c, policy, sizeof(*policy), NULL, 0);
 }
 
@@ -247,6 +255,36 @@ static int on_evict(struct worker *w, struct conn *c)
 static int on_prefetch(struct worker *w, struct conn *c)
 {
     return control_prefetch(&w->vm, c);
+}
+
+/* RECONNECT of memory whose worker has died. */
+static int take_over(struct worker *w, struct conn *c)
+{
+    const struct uffdmm_reconnect *req = (const void *)c->payload;
+    uint32_t nr_shards = req->create.nr_shards;
+    char err[UFFDMM_TEXT_MAX];
+    int fds[UFFDMM_FDS_MAX];
+    unsigned nr_fds = c->nr_fds;
+    struct region *r;
+    int ret;
+
+    if (nr_shards < 1 || nr_shards > UFFDMM_SHARDS_MAX || nr_fds < 3 + nr_shards ||
+        req->attach.nr_shards != nr_shards) {
+        return refuse(c, -EINVAL,
+                      "reconnect needs memory, table, pagemap and one userfaultfd a shard");
+    }
+    for (unsigned i = 0; i < nr_fds; i++) {
+        fds[i] = conn_take_fd(c, i);
+    }
+    ret = recovery_take_over(&w->vm, req, fds, nr_fds, &w->stores_open, &r, err,
+                             sizeof(err));
+    if (ret) {
+        return refuse(c, ret, err);
+    }
+    c->region = r;
+    region_set_link(r, c->fd);
+    stats_set(&w->vm.stats->state, UFFDMM_WORKER_RUNNING);
+    return conn_reply(c, NULL, 0, NULL, 0);
 }
 
 static int on_reconnect(struct worker *w, struct conn *c)
@@ -268,10 +306,7 @@ static int on_reconnect(struct worker *w, struct conn *c)
             return conn_reply(c, NULL, 0, NULL, 0);
         }
     }
-    return refuse(
-        c, -EOPNOTSUPP,
-        "the worker that served this memory has died and this manager cannot take it over: "
-        "the guest stays stalled, end the VM");
+    return take_over(w, c);
 }
 
 /* What each message must look like, and who may send it. */
@@ -553,6 +588,11 @@ static void worker_end(struct worker *w)
 {
     struct vm *vm = &w->vm;
 
+    struct pollfd qemu = {.fd = vm->qemu_pidfd, .events = POLLIN};
+
+    if (vm->qemu_pidfd >= 0 && poll(&qemu, 1, 0) > 0) {
+        vm->unsettled = false; /* nobody comes back: the volumes are not needed */
+    }
     /* a store that does not answer must not keep the threads from ending */
     if (w->stores_open) {
         hierarchy_cancel(vm);

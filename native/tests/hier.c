@@ -87,6 +87,7 @@ static void guest_body(struct vmm *v, const void *arg)
                                  o->page_size ? o->page_size : PAGE,
                                  o->nr_shards ? o->nr_shards : 1));
     s.impatient = o->impatient;
+    s.resilient = o->resilient;
     load_init(&l, v, &s, o->seed, o->nr_threads ? o->nr_threads : 2, o->content);
     load_sampler_start(&l);
     vmm_set_phase(v, 1);

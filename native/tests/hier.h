@@ -33,6 +33,7 @@ struct hier_options {
     unsigned nr_threads; /* of the guest, 0: two */
     enum load_content content;
     bool impatient; /* see struct standin */
+    bool resilient; /* likewise */
     /* what HIER_EXTRA does, in the stand-in's process */
     void (*extra)(struct vmm *v, struct guest_load *l, uint64_t a, uint64_t b);
 };

@@ -93,6 +93,9 @@ static int create_pages(struct standin *s, const char *socket, const char *vm_na
     s->sock = ret;
     /* As with QEMU's object ids, no two of a process have the same. */
     snprintf(create.name, sizeof(create.name), "mem%u", atomic_fetch_add(&last_name, 1));
+    snprintf(s->socket, sizeof(s->socket), "%s", socket);
+    snprintf(s->vm_name, sizeof(s->vm_name), "%s", vm_name);
+    memcpy(s->name, create.name, sizeof(s->name));
     ret = peer_request(s->sock, UFFDMM_MSG_REGION_CREATE, &create, sizeof(create), NULL,
                        0, &reply);
     if (ret < 0) {
@@ -191,17 +194,73 @@ static void take_reply(struct standin *s, struct peer_msg *msg)
     pthread_mutex_unlock(&s->lock);
 }
 
+int standin_reconnect(struct standin *s)
+{
+    struct uffdmm_reconnect payload = {
+        .create = {.size = s->size, .page_size = s->page_size, .nr_shards = s->nr_shards},
+        .attach = {.region_id = s->id,
+                   .nr_shards = s->nr_shards,
+                   .base = (uintptr_t)s->base,
+                   .size = s->size},
+    };
+    int fds[UFFDMM_FDS_MAX] = {s->memfd, s->table_fd, s->pagemap_fd};
+    struct peer_msg reply = {0};
+    uint32_t n = 3;
+
+    memcpy(payload.create.name, s->name, sizeof(s->name));
+    for (uint32_t i = 0; i < s->nr_shards; i++) {
+        fds[n++] = s->uffds[i];
+    }
+    for (uint32_t i = 0; i < s->nr_arenas; i++) {
+        fds[n++] = s->arenas[i];
+    }
+    int sock = peer_open(s->socket, UFFDMM_ROLE_QEMU, s->vm_name, &reply);
+    if (sock < 0) {
+        return refused(s, sock, &reply, "HELLO");
+    }
+    int ret = peer_request(sock, UFFDMM_MSG_RECONNECT, &payload, sizeof(payload), fds, n,
+                           &reply);
+    if (ret < 0) {
+        close(sock);
+        return refused(s, ret, &reply, "RECONNECT");
+    }
+    pthread_mutex_lock(&s->lock);
+    if (s->sock >= 0) {
+        close(s->sock);
+    }
+    s->sock = sock;
+    pthread_mutex_unlock(&s->lock);
+    atomic_fetch_add(&s->reconnects, 1);
+    return 0;
+}
+
+/* True when the link is there again, false when nobody wants it any more. */
+static bool mend(struct standin *s)
+{
+    while (s->resilient && !atomic_load(&s->closing)) {
+        if (standin_reconnect(s) == 0) {
+            return true;
+        }
+        sleep_ms(2);
+    }
+    return false;
+}
+
 static void *serve(void *opaque)
 {
     struct standin *s = opaque;
     struct peer_msg msg;
-    struct pollfd p = {.fd = s->sock, .events = POLLIN};
 
     for (;;) {
+        struct pollfd p = {.fd = s->sock, .events = POLLIN};
+
         if (poll(&p, 1, -1) < 0 && errno == EINTR) {
             continue;
         }
         if (peer_receive(s->sock, &msg, PEER_TIMEOUT_MS) < 0) {
+            if (mend(s)) {
+                continue;
+            }
             break;
         }
         if (msg.header.type == UFFDMM_MSG_ZAP) {
@@ -293,6 +352,7 @@ int standin_request(struct standin *s, uint32_t type, const void *payload,
 
 void standin_close(struct standin *s)
 {
+    atomic_store(&s->closing, 1);
     if (s->sock >= 0) {
         shutdown(s->sock, SHUT_RDWR);
     }
@@ -394,7 +454,8 @@ int standin_discard(struct standin *s, uint64_t first_pfn, uint64_t nr_pages)
     pthread_mutex_lock(&s->lock);
     ret = peer_send(s->sock, &header, &range, NULL);
     pthread_mutex_unlock(&s->lock);
-    return ret;
+    /* who takes over reads the table */
+    return s->resilient ? 0 : ret;
 }
 
 static _Atomic uint64_t *entry_of(const struct standin *s, uint64_t pfn)

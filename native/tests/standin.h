@@ -45,6 +45,13 @@ struct standin {
     _Atomic int link_lost;
     _Atomic uint64_t zaps;
     bool impatient; /* discards do not wait for INSTALL: the control of that rule */
+    /* for standin_reconnect(): whom to ask for what */
+    char socket[160];
+    char vm_name[UFFDMM_NAME_MAX];
+    char name[UFFDMM_NAME_MAX];
+    bool resilient;     /* reconnects when the link is lost, as QEMU does */
+    _Atomic int closing; /* and gives up */
+    _Atomic uint64_t reconnects;
     char error[UFFDMM_TEXT_MAX + 64];
 };
 
@@ -62,6 +69,12 @@ int standin_create(struct standin *s, const char *socket, const char *vm_name,
                    uint64_t size, uint32_t nr_shards);
 int standin_map(struct standin *s);
 int standin_attach(struct standin *s);
+
+/*
+ * Hands the region over anew, once: RECONNECT with all descriptors.  0 with a new s->sock, or
+ * a negative errno with the sentence in error.
+ */
+int standin_reconnect(struct standin *s);
 
 /* REGION_DETACH, then unmaps and closes everything.  0 or a negative errno. */
 int standin_detach(struct standin *s);
