@@ -118,10 +118,11 @@ static int open_file(struct file_volume *v, const struct tier_vm *vm, char *err,
                  "it back",
                  v->config->name, v->path, v->file);
     } else if (ret == -EEXIST) {
-        snprintf(err, err_len,
-                 "tier %s: volume %s/%s exists already: it holds memory that QEMU process "
-                 "has not handed to a new worker yet; try again, or end the VM",
-                 v->config->name, v->path, v->file);
+        snprintf(
+            err, err_len,
+            "tier %s: volume %s/%s exists already: it holds memory that QEMU process "
+            "has not handed to a new worker yet; try again, or end the VM",
+            v->config->name, v->path, v->file);
     } else {
         snprintf(err, err_len,
                  "tier %s: cannot create volume %s in store directory %s: %s",

@@ -123,9 +123,10 @@ static bool claim_page(struct window *w, uint32_t i)
     if (entry_state(e) == UFFDMM_PAGE_STORED) {
         c->filling = entry_with(e, UFFDMM_PAGE_FILLING, UFFDMM_ENTRY_BUSY);
     } else {
-        c->filling = entry_make(UFFDMM_PAGE_FILLING,
-                                UFFDMM_ENTRY_BUSY | ((unsigned)c->after & UFFDMM_ENTRY_MAYHOLE),
-                                ENTRY_TIER_HOLE, entry_gen(e), 0);
+        c->filling =
+            entry_make(UFFDMM_PAGE_FILLING,
+                       UFFDMM_ENTRY_BUSY | ((unsigned)c->after & UFFDMM_ENTRY_MAYHOLE),
+                       ENTRY_TIER_HOLE, entry_gen(e), 0);
     }
     if (!entry_cas(&r->entries[pfn], e, c->filling)) {
         c->kind = CLAIM_NONE;

@@ -195,10 +195,11 @@ static int check_names(const struct vm *vm, const struct hierarchy_kept *kept, c
         const char *name = vm->tier_configs[i].name;
 
         if (strncmp(kept->names[i], name, UFFDMM_NAME_MAX) != 0) {
-            snprintf(err, err_len,
-                     "VM '%s' has pages in tier %u '%.63s', which is '%s' here: start the "
-                     "manager with the tiers of the former one, in their order",
-                     vm->name, i, kept->names[i], name);
+            snprintf(
+                err, err_len,
+                "VM '%s' has pages in tier %u '%.63s', which is '%s' here: start the "
+                "manager with the tiers of the former one, in their order",
+                vm->name, i, kept->names[i], name);
             return -EINVAL;
         }
     }

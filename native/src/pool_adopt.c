@@ -101,7 +101,8 @@ bool pool_adopt(struct pool *p, uint64_t slot, struct pool_owner owner)
 {
     bool ok;
 
-    if (!pool_valid(p, slot) || slot >> (POOL_SLAB_SHIFT - POOL_ALIGN_SHIFT) >= p->fresh) {
+    if (!pool_valid(p, slot) ||
+        slot >> (POOL_SLAB_SHIFT - POOL_ALIGN_SHIFT) >= p->fresh) {
         return false;
     }
     pthread_mutex_lock(&p->lock);

@@ -61,7 +61,8 @@ struct note {
     uint64_t recoveries;
 };
 
-_Static_assert(sizeof(struct uffdmm_table_header) <= NOTE_OFFSET, "the note is behind it");
+_Static_assert(sizeof(struct uffdmm_table_header) <= NOTE_OFFSET,
+               "the note is behind it");
 _Static_assert(UFFDMM_REGIONS_MAX <= 32, "a bit for each region");
 
 static struct note *note_of(const struct region *r)
@@ -219,8 +220,8 @@ static int find_present(const struct region *r, uint64_t *present)
  * Decides for each page, and takes the slots that stay in use: nothing is changed yet.
  * 0, or a negative errno with @err and no slot taken.
  */
-static int plan_pages(struct region *r, const uint64_t *present, uint64_t *plan, char *err,
-                      size_t err_len)
+static int plan_pages(struct region *r, const uint64_t *present, uint64_t *plan,
+                      char *err, size_t err_len)
 {
     for (uint64_t pfn = 0; pfn < r->nr_pages; pfn++) {
         uint64_t e = entry_load(&r->entries[pfn]);
@@ -230,11 +231,12 @@ static int plan_pages(struct region *r, const uint64_t *present, uint64_t *plan,
             (!names_slot(plan[pfn]) || take_slots(r, pfn, plan[pfn]))) {
             continue;
         }
-        snprintf(err, err_len,
-                 "the table of region '%s' is damaged: page %llu has state %u and names "
-                 "slot %llu of tier %u, which is not there, or another page's; end the VM",
-                 r->name, (unsigned long long)pfn, entry_state(e),
-                 (unsigned long long)entry_slot(e), entry_tier(e));
+        snprintf(
+            err, err_len,
+            "the table of region '%s' is damaged: page %llu has state %u and names "
+            "slot %llu of tier %u, which is not there, or another page's; end the VM",
+            r->name, (unsigned long long)pfn, entry_state(e),
+            (unsigned long long)entry_slot(e), entry_tier(e));
         while (pfn--) {
             if (names_slot(plan[pfn])) {
                 untake_slots(r, plan[pfn]);
@@ -361,8 +363,8 @@ static int adopt_region(struct vm *vm, const struct uffdmm_reconnect *req, const
 {
     unsigned nr_shards = req->create.nr_shards;
     struct region *r;
-    int ret = region_adopt(vm, &req->create, req->attach.region_id, fds[0], fds[1], &r, err,
-                           err_len);
+    int ret = region_adopt(vm, &req->create, req->attach.region_id, fds[0], fds[1], &r,
+                           err, err_len);
 
     if (ret) {
         return ret;
@@ -372,10 +374,11 @@ static int adopt_region(struct vm *vm, const struct uffdmm_reconnect *req, const
                               err_len);
         *tiers_open = ret == 0;
     } else if (!vm->unsettled) {
-        snprintf(err, err_len,
-                 "region '%s' was not among those of VM '%s' that came back: it cannot be "
-                 "taken over any more",
-                 req->create.name, vm->name);
+        snprintf(
+            err, err_len,
+            "region '%s' was not among those of VM '%s' that came back: it cannot be "
+            "taken over any more",
+            req->create.name, vm->name);
         ret = -ESTALE;
     }
     if (!ret) {

@@ -338,10 +338,9 @@ static bool is_sealed_memfd(int fd, uint64_t size, size_t page_bytes)
     struct statfs fs;
     struct stat st;
 
-    return fstat(fd, &st) == 0 && (uint64_t)st.st_size == size &&
-           fstatfs(fd, &fs) == 0 &&
-           (fs.f_type == HUGETLBFS_MAGIC) == (page_bytes == PAGE_SIZE_2M) &&
-           seals > 0 && (seals & fixed) == fixed;
+    return fstat(fd, &st) == 0 && (uint64_t)st.st_size == size && fstatfs(fd, &fs) == 0 &&
+           (fs.f_type == HUGETLBFS_MAGIC) == (page_bytes == PAGE_SIZE_2M) && seals > 0 &&
+           (seals & fixed) == fixed;
 }
 
 int region_adopt(struct vm *vm, const struct uffdmm_region_create *req, uint32_t id,
@@ -371,10 +370,11 @@ int region_adopt(struct vm *vm, const struct uffdmm_region_create *req, uint32_t
     layout = table_layout(r);
     if (!is_sealed_memfd(memfd, r->size, region_page_bytes(r)) ||
         !is_sealed_memfd(table_fd, r->table_size, PAGE_SIZE_4K)) {
-        snprintf(err, err_len,
-                 "the descriptors of region '%s' are not its memory of %llu bytes and its "
-                 "table of %llu, sealed",
-                 r->name, (unsigned long long)r->size, (unsigned long long)r->table_size);
+        snprintf(
+            err, err_len,
+            "the descriptors of region '%s' are not its memory of %llu bytes and its "
+            "table of %llu, sealed",
+            r->name, (unsigned long long)r->size, (unsigned long long)r->table_size);
         ret = -EBADF;
     } else {
         ret = table_lock(r);
@@ -644,7 +644,8 @@ int region_resume(struct region *r, const struct uffdmm_region_attach *req,
             return -errno;
         }
     }
-    ret = unprotect_all(r, err, err_len);
+    /* wakes as well */
+    ret = test_hook("UFFDMM_TEST_RECOVER_NO_WAKE") ? 0 : unprotect_all(r, err, err_len);
     if (ret) {
         return ret;
     }
@@ -663,7 +664,8 @@ int region_resume(struct region *r, const struct uffdmm_region_attach *req,
         ret = fault_start(&r->shards[i]);
     }
     if (ret) {
-        log_error("cannot start a fault thread of region %s: %s", r->name, strerror(-ret));
+        log_error("cannot start a fault thread of region %s: %s", r->name,
+                  strerror(-ret));
         abort(); /* QEMU tries again with another worker; here nothing must be freed */
     }
     lock_regions(r->vm);

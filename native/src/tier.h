@@ -34,7 +34,7 @@ struct tier_vm {
     pid_t qemu_pid;
     uint64_t ram_bytes; /* known so far */
     bool kept;          /* the volume is there: a dead worker left it, with its pages */
-    int arena_fd;       /* kept: the arena of a tier in memory, a descriptor to be copied */
+    int arena_fd; /* kept: the arena of a tier in memory, a descriptor to be copied */
 };
 
 /* One page to be stored. */
@@ -142,16 +142,16 @@ struct tier {
     const struct tier_ops *ops;
     const struct tier_config *config;
     struct uffdmm_tier_stats *stats;
-    void *priv;            /* the implementation's */
-    struct tier_vm vm;     /* set by tier_open() */
-    unsigned index;        /* in page-state entries */
-    bool last;             /* no tier comes after it */
-    bool unsettled;        /* not all who have pages here are known: nothing new; atomic */
-    bool put_stores;       /* put() stores the bytes too, reads are done at once */
-    int arena_fd;          /* memfd of a tier that keeps pages in memory, else -1 */
-    uint64_t max_bytes;    /* what this VM may store here, by policy; atomic */
-    uint64_t io_pending;   /* transfers under way; atomic */
-    uint64_t logged;       /* clock_ns() of the last line about an error */
+    void *priv;          /* the implementation's */
+    struct tier_vm vm;   /* set by tier_open() */
+    unsigned index;      /* in page-state entries */
+    bool last;           /* no tier comes after it */
+    bool unsettled;      /* not all who have pages here are known: nothing new; atomic */
+    bool put_stores;     /* put() stores the bytes too, reads are done at once */
+    int arena_fd;        /* memfd of a tier that keeps pages in memory, else -1 */
+    uint64_t max_bytes;  /* what this VM may store here, by policy; atomic */
+    uint64_t io_pending; /* transfers under way; atomic */
+    uint64_t logged;     /* clock_ns() of the last line about an error */
     uint64_t failed_until; /* clock_ns() until which it counts as failing; atomic */
     uint64_t avoid_until;  /* clock_ns() before which nothing new is put here; atomic */
     uint64_t ended_seen;   /* transfers that had ended when the gauges last saw one end */

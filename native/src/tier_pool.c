@@ -38,13 +38,13 @@ static int open_pool(struct tier *t, const struct tier_vm *vm, char *err, size_t
     int ret;
 
     bytes = bytes < ARENA_MIN ? ARENA_MIN : bytes;
-    ret = vm->kept
-              ? pool_open(&p, vm->arena_fd, t->config->codec, t->config->level)
-              : pool_create(&p, bytes, t->config->codec, t->config->level);
+    ret = vm->kept ? pool_open(&p, vm->arena_fd, t->config->codec, t->config->level)
+                   : pool_create(&p, bytes, t->config->codec, t->config->level);
     if (ret && vm->kept) {
-        snprintf(err, err_len,
-                 "cannot take over the arena of pool %s: %s (is it among the descriptors?)",
-                 t->config->name, strerror(-ret));
+        snprintf(
+            err, err_len,
+            "cannot take over the arena of pool %s: %s (is it among the descriptors?)",
+            t->config->name, strerror(-ret));
         return ret;
     }
     if (ret) {

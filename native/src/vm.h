@@ -156,8 +156,8 @@ struct vm {
     _Atomic bool regions_wanted;   /* the main thread waits for it */
     struct region *regions[UFFDMM_REGIONS_MAX];
     uint64_t regions_made;
-    bool unsettled; /* taken over, and regions that existed have not come back yet */
-    uint32_t expected;     /* unsettled: bit i: there is a region of number i */
+    bool unsettled;    /* taken over, and regions that existed have not come back yet */
+    uint32_t expected; /* unsettled: bit i: there is a region of number i */
 
     _Atomic int64_t resident;                 /* guest pages in memory, as counted */
     _Atomic int64_t stored[UFFDMM_TIERS_MAX]; /* pages STORED, by tier */

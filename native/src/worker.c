@@ -83,9 +83,10 @@ static int on_create(struct worker *w, struct conn *c)
         return refuse(c, -EEXIST, "this connection carries a region already");
     }
     if (vm->unsettled) {
-        return refuse(c, -EAGAIN,
-                      "memory of this VM is being taken over from a worker that has died: "
-                      "try again when all of it is back");
+        return refuse(
+            c, -EAGAIN,
+            "memory of this VM is being taken over from a worker that has died: "
+            "try again when all of it is back");
     }
     if (!w->stores_open) {
         ret = hierarchy_open(vm, req->size, err, sizeof(err));
@@ -270,8 +271,9 @@ static int take_over(struct worker *w, struct conn *c)
 
     if (nr_shards < 1 || nr_shards > UFFDMM_SHARDS_MAX || nr_fds < 3 + nr_shards ||
         req->attach.nr_shards != nr_shards) {
-        return refuse(c, -EINVAL,
-                      "reconnect needs memory, table, pagemap and one userfaultfd a shard");
+        return refuse(
+            c, -EINVAL,
+            "reconnect needs memory, table, pagemap and one userfaultfd a shard");
     }
     for (unsigned i = 0; i < nr_fds; i++) {
         fds[i] = conn_take_fd(c, i);

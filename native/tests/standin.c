@@ -237,6 +237,7 @@ int standin_reconnect(struct standin *s)
 /* True when the link is there again, false when nobody wants it any more. */
 static bool mend(struct standin *s)
 {
+    sleep_ms(s->reconnect_after_ms);
     while (s->resilient && !atomic_load(&s->closing)) {
         if (standin_reconnect(s) == 0) {
             return true;

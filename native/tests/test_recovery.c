@@ -168,7 +168,8 @@ static void new_manager_takes_over_from_a_dead_one(void **state)
 {
     struct hier_options o = options_of(POOL_TIER, FILE_TIER);
     char file[200];
-    const char *arguments[] = {"--tier", POOL_TIER, "--tier", file, "--limit", "16M", NULL};
+    const char *arguments[] = {"--tier",  POOL_TIER, "--tier", file,
+                               "--limit", "16M",     NULL};
     struct hier r;
     (void)state;
 
