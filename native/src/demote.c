@@ -318,8 +318,10 @@ static unsigned move_batch(struct demoter *d, struct tier *t)
         pthread_rwlock_unlock(&vm->regions_lock);
     }
     write_later(d, t);
+    test_hook_crash("demote-written");
     pthread_rwlock_rdlock(&vm->regions_lock);
     moved = swap_entries(d);
+    test_hook_crash("demote-swapped");
     pthread_rwlock_unlock(&vm->regions_lock);
     return moved;
 }

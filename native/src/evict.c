@@ -48,6 +48,7 @@
 #include "log.h"
 #include "queue.h"
 #include "region.h"
+#include "test_hooks.h"
 #include "thread.h"
 #include "vm.h"
 
@@ -371,8 +372,11 @@ static unsigned carry_on(struct vm *vm, struct batch *bt, uint64_t stall_ns)
     if (!through) {
         batch_lay_aside(bt);
     }
+    test_hook_crash("evict-written");
     batch_publish(bt);
+    test_hook_crash("evict-published");
     punched = punch(bt);
+    test_hook_crash("evict-punched");
     batch_requeue(bt);
     kick_waiters(vm);
     set_parked(bt, !through);
@@ -421,7 +425,9 @@ static unsigned evict_batch(struct vm *vm, struct batch *bt, int64_t want,
         queue_push(vm, again[--nr_again]);
     }
     if (bt->nr) {
+        test_hook_crash("evict-claimed");
         protect_and_read(bt);
+        test_hook_crash("evict-protected");
         batch_classify(bt);
         batch_write_begin(bt);
         punched = carry_on(vm, bt, STALL_NS);

@@ -22,6 +22,7 @@
 #include "probes.h"
 #include "queue.h"
 #include "region.h"
+#include "test_hooks.h"
 #include "vm.h"
 
 /* A block with at least this many pages in the batch is written whole or not at all. */
@@ -499,6 +500,7 @@ bool batch_write(struct batch *bt, uint64_t stall_ns)
             }
             bt->began_ns = clock_ns();
             put_in(bt, t);
+            test_hook_crash("evict-announced");
             bt->nr_ios = 0;
             if (!t->put_stores) {
                 begin_writes(bt, t);

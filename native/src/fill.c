@@ -21,6 +21,7 @@
 #include "huge.h"
 #include "log.h"
 #include "queue.h"
+#include "test_hooks.h"
 #include "vm.h"
 #include "window.h"
 
@@ -504,6 +505,7 @@ enum serve_outcome fill_begin(struct shard *sh, const struct deferred *f, uint64
         return entry_state(e) == UFFDMM_PAGE_LOST ? BLOCKED : AGAIN_SOON;
     }
     set_used(w, true);
+    test_hook_crash("fill-claimed");
     read_slots(w);
     if (w->pending) {
         return PENDING;

@@ -118,8 +118,11 @@ static enum serve_outcome install_run(struct window *w, uint32_t i, uint32_t end
 
     while (i < end) {
         size_t done;
-        enum uffd_outcome out = install(w, i, end, zero, &done);
+        enum uffd_outcome out;
 
+        test_hook_crash("fill-marked");
+        out = install(w, i, end, zero, &done);
+        test_hook_crash("fill-copied");
         for (size_t n = done >> r->page_shift; n; n--, i++) {
             atomic_fetch_add_explicit(&r->vm->resident, region_units(r),
                                       memory_order_relaxed);

@@ -290,6 +290,7 @@ static int reconcile(struct region *r, char *err, size_t err_len)
     } else {
         ret = plan_pages(r, present, plan, err, err_len);
     }
+    test_hook_crash("recover-planned");
     if (!ret) {
         apply_pages(r, present, plan);
     }
@@ -423,6 +424,7 @@ int recovery_take_over(struct vm *vm, const struct uffdmm_reconnect *req, const 
     }
     found = *note_of(r);
     policy = r->header->policy;
+    test_hook_crash("recover-applied");
     ret = region_resume(r, &req->attach, fds[2], fds + 3, err, err_len);
     if (ret) {
         for (uint64_t pfn = 0; pfn < r->nr_pages; pfn++) {
@@ -444,6 +446,7 @@ int recovery_take_over(struct vm *vm, const struct uffdmm_reconnect *req, const 
         log_warn("%s", text);
     }
     vm_sync_resident(vm);
+    test_hook_crash("recover-resumed");
     count_regions(vm, &found, r->id);
     count_quarantined(vm);
     recovery_note(vm, NULL);

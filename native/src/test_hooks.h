@@ -11,13 +11,29 @@
 
 #ifdef UFFDMM_TEST_HOOKS
 
+#include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 /* True when the switch is on. */
 static inline bool test_hook(const char *name)
 {
     return getenv(name) != NULL;
+}
+
+/*
+ * Kills the process at this point of its work, if that is the one named by
+ * UFFDMM_TEST_CRASH: once for each time that somebody makes UFFDMM_TEST_CRASH_FILE.
+ */
+static inline void test_hook_crash(const char *point)
+{
+    const char *named = getenv("UFFDMM_TEST_CRASH");
+    const char *file = getenv("UFFDMM_TEST_CRASH_FILE");
+
+    if (named && file && !strcmp(named, point) && unlink(file) == 0) {
+        kill(getpid(), SIGKILL);
+    }
 }
 
 /* Waits for as many microseconds as the variable says. */
@@ -36,6 +52,11 @@ static inline bool test_hook(const char *name)
 {
     (void)name;
     return false;
+}
+
+static inline void test_hook_crash(const char *point)
+{
+    (void)point;
 }
 
 static inline void test_hook_delay(const char *name)

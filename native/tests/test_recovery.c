@@ -10,13 +10,14 @@
 #include "hier.h"
 #include "uffd_fixture.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { RAM_MIB = 48, BACK_MS = 15000, EVERYDAY_KILLS = 12 };
+enum { RAM_MIB = 48, BACK_MS = 15000, EVERYDAY_KILLS = 12, CRASHES = 2 };
 
 static uint64_t seed_now = 1;
 static unsigned kills_now = EVERYDAY_KILLS;
@@ -218,6 +219,54 @@ static void manager_with_other_tiers_is_refused(void **state)
     hier_stop(&r);
 }
 
+/* A worker that dies between two steps whose order is a rule. */
+static void dies_at(void **state)
+{
+    const char *point = *state;
+    struct hier_options o = options_of(POOL_TIER, FILE_TIER);
+    char file[64];
+    struct hier r;
+    bool recovering = strncmp(point, "recover", 7) == 0;
+
+    snprintf(file, sizeof(file), "/var/tmp/uffdmm-crash-%d", (int)getpid());
+    o.variable = "UFFDMM_MANAGER_HOOKS";
+    setenv("UFFDMM_TEST_CRASH", point, 1);
+    setenv("UFFDMM_TEST_CRASH_FILE", file, 1);
+    hier_start(&r, &o);
+    unsetenv("UFFDMM_TEST_CRASH");
+    unsetenv("UFFDMM_TEST_CRASH_FILE");
+    hier_do(&r, HIER_FILL, 0, 0);
+    if (strncmp(point, "demote", 6) == 0) {
+        hier_set_demote_after(&r, 400); /* stays in force from worker to worker */
+    }
+    for (unsigned i = 0; i < CRASHES; i++) {
+        pid_t worker = worker_of(&r, 0);
+        int64_t deadline = monotonic_ms() + BACK_MS;
+
+        close(open(file, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+        hier_begin(&r, HIER_RUN, LOAD_RANDOM, 200);
+        if (recovering) {
+            sleep_ms(20);
+            kill(worker, SIGKILL);
+        }
+        hier_await(&r, HIER_END_MS);
+        while (access(file, F_OK) == 0 && monotonic_ms() < deadline) {
+            hier_do(&r, HIER_RUN, LOAD_RANDOM, 100);
+        }
+        assert_int_not_equal(access(file, F_OK), 0); /* it has died there */
+        worker_of(&r, worker);
+    }
+    hier_do(&r, HIER_VERIFY, 0, 0);
+    hier_expect_sound(&r);
+    assert_true(hier_stats(&r).vm.recoveries >= CRASHES);
+    hier_stop(&r);
+}
+
+#define DIES_AT(point)                                                      \
+    {                                                                       \
+        "killed_at_" point, dies_at, NULL, NULL, (void *)(uintptr_t)(point) \
+    }
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -228,6 +277,20 @@ int main(int argc, char **argv)
         cmocka_unit_test(new_manager_takes_over_from_a_dead_one),
         cmocka_unit_test(manager_with_other_tiers_is_refused),
         cmocka_unit_test(guest_sleeps_on_when_nobody_is_woken),
+        DIES_AT("evict-claimed"),
+        DIES_AT("evict-protected"),
+        DIES_AT("evict-announced"),
+        DIES_AT("evict-written"),
+        DIES_AT("evict-published"),
+        DIES_AT("evict-punched"),
+        DIES_AT("fill-claimed"),
+        DIES_AT("fill-marked"),
+        DIES_AT("fill-copied"),
+        DIES_AT("demote-written"),
+        DIES_AT("demote-swapped"),
+        DIES_AT("recover-planned"),
+        DIES_AT("recover-applied"),
+        DIES_AT("recover-resumed"),
     };
 
     if (argc > 1) {
