@@ -9,7 +9,8 @@
  *
  *   1. claim     RESIDENT or CLEAN -> EVICTING, page by page
  *   2. protect   UFFDIO_WRITEPROTECT over the block: from here on a write faults,
- *                and whoever serves that fault takes the page back (fault.c)
+ *                and whoever serves that fault takes the page back (fault.c).  What a
+ *                device has pinned goes back too (pins.h)
  *   3. read      pread() of the memfd, which leaves holes alone
  *   4. classify  a repeated word: needs no slot.  Checksum as when it was read in: its slot
  *                still holds it.  Else dirty: gets a new slot, EVICTING|WRITING
@@ -46,6 +47,7 @@
 #include "evict_io.h"
 #include "fault.h"
 #include "log.h"
+#include "pins.h"
 #include "queue.h"
 #include "region.h"
 #include "test_hooks.h"
@@ -124,6 +126,12 @@ static unsigned claim_block(struct batch *bt, struct block *b, enum spare spare,
             *stay = true;
             continue;
         }
+        if (page_pinned(r, pfn)) {
+            /* it would be protected in vain; what counts is the look after that */
+            stats_add(&bt->vm->stats->pinned, region_units(r));
+            *stay = true;
+            continue;
+        }
         it->entry =
             entry_with(e, UFFDMM_PAGE_EVICTING, (unsigned)e & UFFDMM_ENTRY_MAYHOLE);
         if (state == UFFDMM_PAGE_RESIDENT) {
@@ -186,6 +194,7 @@ static int protect_span(struct batch *bt, unsigned i, unsigned end)
     size_t len = (size_t)(bt->items[end - 1].pfn + 1 - first) << r->page_shift;
     enum uffd_outcome out = UFFD_DONE;
 
+    test_hook_delay("UFFDMM_TEST_PROTECT_DELAY_US");
 #ifdef UFFDMM_TEST_HOOKS
     if (getenv("UFFDMM_TEST_NO_WP")) {
         return 0;
@@ -221,6 +230,20 @@ static int read_span(struct batch *bt, unsigned i, unsigned end, char *at)
     return 0;
 }
 
+/* Gives back those of the protected items [@i, @end) that a device has pinned. */
+static void leave_pinned(struct batch *bt, unsigned i, unsigned end)
+{
+    pins_barrier();
+    for (; i < end; i++) {
+        struct item *it = &bt->items[i];
+
+        if (!test_hook("UFFDMM_TEST_PINS_EARLY") && page_pinned(it->region, it->pfn)) {
+            batch_give_back(it);
+            stats_add(&bt->vm->stats->pinned, region_units(it->region));
+        }
+    }
+}
+
 /* Steps 2 and 3 for the whole batch.  What fails is given back. */
 static void protect_and_read(struct batch *bt)
 {
@@ -233,7 +256,7 @@ static void protect_and_read(struct batch *bt)
         end = span_end(bt, i);
         ret = protect_span(bt, i, end);
         if (!ret) {
-            atomic_thread_fence(memory_order_seq_cst);
+            leave_pinned(bt, i, end);
             ret = read_span(bt, i, end, at);
         }
         if (ret) {

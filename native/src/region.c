@@ -99,6 +99,7 @@ static int table_map(struct region *r, const struct uffdmm_table_header *layout)
     r->entries = (entry_t *)(void *)((char *)map + layout->entries_offset);
     r->records = (uint64_t *)(void *)((char *)map + layout->records_offset);
     r->ages = (uint8_t *)map + layout->ages_offset;
+    r->pins = (const _Atomic uint32_t *)(const void *)((char *)map + layout->pins_offset);
     return 0;
 }
 

@@ -125,6 +125,7 @@ struct region {
     entry_t *entries;
     uint64_t *records;
     uint8_t *ages;
+    const _Atomic uint32_t *pins; /* written by QEMU, any value: see pins.h */
     _Atomic uint64_t *raw; /* bitmap: the page did not compress when it was last tried */
     struct block *blocks;
     uint32_t nr_blocks;
