@@ -541,12 +541,16 @@ static void make_room(struct evictor *ev)
     while (!atomic_load(&vm->stop) && (room = vm_room(vm)) < vm_margin_high(vm)) {
         unsigned freed = resume_parked(vm, ev->batches);
         struct batch *bt = idle_batch(ev->batches);
+        uint64_t pinned = stats_get(&vm->stats->pinned);
 
         if (bt) {
             freed += evict_batch(vm, bt, vm_margin_high(vm) - room, &chances);
         }
         if (!freed) {
             pthread_rwlock_rdlock(&vm->regions_lock);
+            if (stats_get(&vm->stats->pinned) != pinned) {
+                pins_give_room(vm);
+            }
             kick_waiters(vm);
             pthread_rwlock_unlock(&vm->regions_lock);
             wait_for_work(vm, !bt                 ? PARKED_LOOK_MS
@@ -619,9 +623,14 @@ static void *evict_thread(void *opaque)
             continue;
         }
         resume_parked(vm, ev->batches);
+        pthread_rwlock_rdlock(&vm->regions_lock);
+        pins_take_room(vm);
+        pthread_rwlock_unlock(&vm->regions_lock);
         atomic_store(&vm->evictor_idle, true);
         if (vm_room(vm) >= vm_margin_low(vm) && !asked(vm) && !atomic_load(&vm->stop)) {
-            wait_for_work(vm, any_parked(ev->batches) ? PARKED_LOOK_MS : -1);
+            bool look = any_parked(ev->batches) || atomic_load(&vm->pins_room);
+
+            wait_for_work(vm, look ? PARKED_LOOK_MS : -1);
         }
         atomic_store(&vm->evictor_idle, false);
     }

@@ -16,10 +16,14 @@
  * finds the protection: it faults, and that takes the page back or waits for
  * it.  Either the count is seen or the fault.
  *
+ * Mapped pages can be more than the limit: a disk has hundreds of requests of a
+ * megabyte.  A transfer begins when all of its pages are there, so that waiting
+ * at the limit would be waiting for ever.  When nothing but pinned pages is left
+ * to evict, those in memory do not count against the limit, up to PINS_ROOM_MAX.
+ *
  * The count is input.  Whatever QEMU writes there concerns its own pages alone: one
- * that says "pinned" for ever stays in memory, and the guest waits at its limit
- * (which it does not pass by this); one that says "free" in error loses the
- * guest's own transfer.
+ * that says "pinned" for ever stays in memory, and the VM has that much more than
+ * its limit at most; one that says "free" in error loses the guest's own transfer.
  */
 #ifndef UFFDMM_PINS_H
 #define UFFDMM_PINS_H
@@ -27,12 +31,24 @@
 #include "test_hooks.h"
 #include "vm.h"
 
+/* Pages by which pinned ones may pass the limit: 128 MiB. */
+#define PINS_ROOM_MAX (128 << (20 - PAGE_SHIFT_4K))
+
 /* True when the page has a pin.  Counts only behind pins_barrier(), as a hint anywhere. */
 static inline bool page_pinned(const struct region *r, uint64_t pfn)
 {
     return atomic_load_explicit(&r->pins[pfn], memory_order_relaxed) != 0 &&
            !test_hook("UFFDMM_TEST_NO_PINS");
 }
+
+/*
+ * Nothing but pinned pages could be evicted: lets those in memory pass the limit.
+ * Called by the evictor under regions_lock, like the next one.
+ */
+void pins_give_room(struct vm *vm);
+
+/* Takes back as much of it as is no longer pinned. */
+void pins_take_room(struct vm *vm);
 
 /* Between write-protecting pages and page_pinned(). */
 static inline void pins_barrier(void)

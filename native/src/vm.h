@@ -170,6 +170,7 @@ struct vm {
     unsigned limit_percent;         /* of RAM, until a limit is chosen; 0: none */
     _Atomic uint64_t limit;         /* pages */
     _Atomic uint64_t host_limit;    /* pages: what the host has huge pages for, huge.c */
+    _Atomic int64_t pins_room;      /* pages in memory that do not count: pins.h */
     _Atomic int64_t claimed;        /* of the room: by huge pages on their way in */
     _Atomic uint32_t nr_blocks;     /* of all regions */
     _Atomic uint32_t nr_huge;       /* regions of huge pages */
@@ -274,7 +275,8 @@ static inline int64_t vm_room(const struct vm *vm)
     return (int64_t)(limit < host ? limit : host) -
            atomic_load_explicit(&vm->resident, memory_order_relaxed) -
            atomic_load_explicit(&vm->arena_pages, memory_order_relaxed) -
-           atomic_load_explicit(&vm->claimed, memory_order_relaxed);
+           atomic_load_explicit(&vm->claimed, memory_order_relaxed) +
+           atomic_load_explicit(&vm->pins_room, memory_order_relaxed);
 }
 
 /* Of the margins below: one huge page or two, 0 when the VM has none. */

@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum {
@@ -37,6 +38,7 @@ static const char *const limited[] = {"--limit", "4M", NULL};
 struct setup {
     int milliseconds; /* of random transfers; 0: one that waits for evictions */
     bool forget;      /* pins are never taken back */
+    bool many;        /* more pins than the limit has pages, and no transfer */
 };
 
 /* ---- the VMM ------------------------------------------------------------------ */
@@ -97,6 +99,13 @@ static void sweep(struct standin *s, struct vmm *v)
             atomic_fetch_add(&v->report->wrong, 1);
         }
     }
+}
+
+static uint64_t resident_bytes(struct standin *s)
+{
+    struct stat st;
+
+    return fstat(s->memfd, &st) ? UINT64_MAX : (uint64_t)st.st_blocks * 512;
 }
 
 /* The device takes hold of the pages; they can be written to from now on. */
@@ -176,6 +185,26 @@ static void slow_transfer(struct device *d, const struct setup *setup)
     check_read(d, 32, BUFFER_PAGES, 5);
 }
 
+/* Requests that wait hold more than the limit, and each needs all of its pages. */
+static void hold_more_than_the_limit(struct vmm *v, struct standin *s)
+{
+    const uint64_t n = (8 << 20) / PAGE;
+
+    count_pins(s, 0, n, true);
+    for (uint64_t pfn = 0; pfn < n; pfn++) {
+        if (!stamped(guest_page(s, pfn), pfn)) {
+            atomic_fetch_add(&v->report->wrong, 1);
+        }
+    }
+    atomic_store(&v->report->user[0], resident_bytes(s));
+    count_pins(s, 0, n, false);
+    for (int i = 0; i < 200 && resident_bytes(s) > (4 << 20); i++) {
+        sleep_ms(20);
+    }
+    atomic_store(&v->report->user[1], resident_bytes(s));
+    sweep(s, v);
+}
+
 /* One transfer after the other, each into a few pages of the device's own. */
 static void *device_thread(void *opaque)
 {
@@ -252,7 +281,9 @@ static void vmm_body(struct vmm *v, const void *arg)
             vmm_fail(v, "no io_uring");
         }
     }
-    if (!setup->milliseconds) {
+    if (setup->many) {
+        hold_more_than_the_limit(v, &s);
+    } else if (!setup->milliseconds) {
         slow_transfer(&devices[0], setup);
     } else {
         VMM_EXPECT(v, !pthread_create(&threads[DEVICES], NULL, guest_thread, devices));
@@ -329,6 +360,17 @@ static void pins_that_are_never_taken_back_harm_nothing_else(void **state)
     assert_int_equal(o.kept, BUFFER_PAGES);
 }
 
+/* The guest does not wait for ever, and the limit holds again afterwards. */
+static void pins_above_the_limit_pass_it_while_they_last(void **state)
+{
+    (void)state;
+    struct outcome o = run("UFFDMM_MANAGER", &(struct setup){.many = true});
+
+    assert_int_equal(o.wrong, 0);
+    assert_true(o.stayed >= 8 << 20);
+    assert_true(o.kept <= 4 << 20);
+}
+
 /* The control: an evictor that does not look at the pins. */
 static void transfers_are_lost_when_pins_are_ignored(void **state)
 {
@@ -381,6 +423,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pinned_pages_stay_until_the_transfer_has_ended),
         cmocka_unit_test(pins_that_are_never_taken_back_harm_nothing_else),
+        cmocka_unit_test(pins_above_the_limit_pass_it_while_they_last),
         cmocka_unit_test(transfers_are_lost_when_pins_are_ignored),
         cmocka_unit_test(transfers_that_race_with_evictions_lose_nothing),
         cmocka_unit_test(transfers_that_meet_a_slow_evictor_lose_nothing),
