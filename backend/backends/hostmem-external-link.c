@@ -164,6 +164,16 @@ void external_link_discarded(ExternalLink *link, uint64_t offset,
     event_notifier_set(&link->wake);
 }
 
+void external_link_pin(ExternalLink *link, uint64_t offset, uint64_t length)
+{
+    external_region_pin(&link->region, offset, length);
+}
+
+void external_link_unpin(ExternalLink *link, uint64_t offset, uint64_t length)
+{
+    external_region_unpin(&link->region, offset, length);
+}
+
 /* Copy the statistics of a link.  Under link->lock. */
 static void external_link_copy_stats(const ExternalLink *link,
                                      ExternalLinkInfo *info)

@@ -85,6 +85,10 @@ void external_link_discard(ExternalLink *link, uint64_t offset,
 void external_link_discarded(ExternalLink *link, uint64_t offset,
                              uint64_t length);
 
+/* Count, or no longer count, a mapping of these bytes for writing. */
+void external_link_pin(ExternalLink *link, uint64_t offset, uint64_t length);
+void external_link_unpin(ExternalLink *link, uint64_t offset, uint64_t length);
+
 /**
  * external_link_stop: give the region back and end the thread
  *

@@ -77,6 +77,15 @@ static bool external_fd_check(int fd, uint64_t size, const char *what,
     return true;
 }
 
+/* Is an array of @n elements of @size bytes at @offset inside the table? */
+static bool external_table_holds(uint64_t table_size, uint64_t offset,
+                                 uint64_t n, uint64_t size)
+{
+    return QEMU_IS_ALIGNED(offset, size) &&
+           offset >= sizeof(struct uffdmm_table_header) &&
+           offset <= table_size && (table_size - offset) / size >= n;
+}
+
 static bool external_table_check(const ExternalRegion *region,
                                  const struct uffdmm_table_header *table,
                                  uint64_t table_size, Error **errp)
@@ -99,13 +108,18 @@ static bool external_table_check(const ExternalRegion *region,
                    nr_pages, region->page_size);
         return false;
     }
-    if (!QEMU_IS_ALIGNED(table->entries_offset, sizeof(uint64_t)) ||
-        table->entries_offset < sizeof(*table) ||
-        table->entries_offset > table_size ||
-        table_size - table->entries_offset < nr_pages * sizeof(uint64_t)) {
+    if (!external_table_holds(table_size, table->entries_offset, nr_pages,
+                              sizeof(uint64_t))) {
         error_setg(errp, "the entries of the page-state table, at offset %"
                    PRIu64 ", are not inside its %" PRIu64 " bytes",
                    table->entries_offset, table_size);
+        return false;
+    }
+    if (!external_table_holds(table_size, table->pins_offset, nr_pages,
+                              sizeof(uint32_t))) {
+        error_setg(errp, "the pins of the page-state table, at offset %"
+                   PRIu64 ", are not inside its %" PRIu64 " bytes",
+                   table->pins_offset, table_size);
         return false;
     }
     return true;
@@ -171,6 +185,7 @@ bool external_region_adopt(ExternalRegion *region,
     region->table = table;
     region->table_size = reply->table_size;
     region->entries = (uint64_t *)((uint8_t *)table + table->entries_offset);
+    region->pins = (uint32_t *)((uint8_t *)table + table->pins_offset);
     region->memfd = fds[0];
     region->table_fd = fds[1];
     fds[0] = fds[1] = -1;
@@ -414,6 +429,47 @@ uint64_t external_region_discard(ExternalRegion *region, uint64_t offset,
     return changed;
 }
 
+void external_region_pin(ExternalRegion *region, uint64_t offset,
+                         uint64_t length)
+{
+    assert(offset <= region->size && length <= region->size - offset);
+    if (!length) {
+        return;
+    }
+    for (uint64_t pfn = offset / region->page_size;
+         pfn <= (offset + length - 1) / region->page_size; pfn++) {
+        qatomic_inc(&region->pins[pfn]);
+    }
+    /* counted first, accessed then; pairs with the barrier of the manager */
+    smp_mb();
+}
+
+void external_region_unpin(ExternalRegion *region, uint64_t offset,
+                           uint64_t length)
+{
+    /* error paths may unmap what they asked for and did not get */
+    length = MIN(length, region->size - MIN(offset, region->size));
+    if (!length) {
+        return;
+    }
+    for (uint64_t pfn = offset / region->page_size;
+         pfn <= (offset + length - 1) / region->page_size; pfn++) {
+        uint32_t *pins = &region->pins[pfn];
+        uint32_t old = qatomic_read(pins), seen;
+
+        /* the manager can write here too: never let the count wrap around */
+        for (; old; old = seen) {
+            seen = qatomic_cmpxchg(pins, old, old - 1);
+            if (seen == old) {
+                break;
+            }
+        }
+        if (!old) {
+            trace_external_region_unpin_none(region->id, pfn);
+        }
+    }
+}
+
 static void external_close(int *fd)
 {
     if (*fd >= 0) {
@@ -429,6 +485,7 @@ void external_region_destroy(ExternalRegion *region)
         munmap(region->table, region->table_size);
         region->table = NULL;
         region->entries = NULL;
+        region->pins = NULL;
     }
     external_close(&region->pagemap_fd);
     external_close(&region->table_fd);

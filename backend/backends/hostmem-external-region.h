@@ -31,6 +31,7 @@ typedef struct ExternalRegion {
     struct uffdmm_table_header *table; /* mapped, shared with the manager */
     uint64_t table_size;               /* bytes mapped */
     uint64_t *entries;                 /* inside table, one a page */
+    uint32_t *pins;                    /* likewise */
     uint8_t *base;                     /* of the memory; NULL until known */
     bool registered;
 } ExternalRegion;
@@ -113,6 +114,26 @@ bool external_region_zap(ExternalRegion *region,
  */
 uint64_t external_region_discard(ExternalRegion *region, uint64_t offset,
                                  uint64_t length);
+
+/**
+ * external_region_pin: keep the pages of a range in memory
+ *
+ * @region: an adopted region
+ * @offset: bytes, of any alignment
+ * @length: bytes, likewise; the range must be inside the region
+ *
+ * The manager looks at the count after it has write-protected a page.  So an
+ * access after this call meets either a page that stays, or a fault.
+ */
+void external_region_pin(ExternalRegion *region, uint64_t offset,
+                         uint64_t length);
+
+/*
+ * Undo external_region_pin() for the same range, or for a part of it.  What
+ * is not inside the region, or not counted, is passed over.
+ */
+void external_region_unpin(ExternalRegion *region, uint64_t offset,
+                           uint64_t length);
 
 /* Close and unmap everything but the guest memory. */
 void external_region_destroy(ExternalRegion *region);

@@ -51,4 +51,13 @@ void hostmem_external_leave(bool allow_nested);
 void hostmem_external_discard(RAMBlock *rb, uint64_t start, size_t length);
 void hostmem_external_discarded(RAMBlock *rb, uint64_t start, size_t length);
 
+/*
+ * A range of a block with an external manager is mapped for writing, and no
+ * longer.  In between the kernel may hold its pages for a transfer, past any
+ * write protection, so the manager must leave them in memory.  To be called
+ * before the first access, and after the last one.
+ */
+void hostmem_external_pin(RAMBlock *rb, uint64_t start, size_t length);
+void hostmem_external_unpin(RAMBlock *rb, uint64_t start, size_t length);
+
 #endif

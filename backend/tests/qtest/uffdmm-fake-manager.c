@@ -224,10 +224,13 @@ static void fake_create(FakeManager *m, FakeRegion *r,
         .entries_offset = FAKE_PAGE_SIZE,
         .records_offset = FAKE_PAGE_SIZE + nr_pages * 8,
         .ages_offset = FAKE_PAGE_SIZE + nr_pages * 16,
+        .pins_offset = m->fault == FAKE_PINS ? r->table_size - nr_pages :
+                       FAKE_PAGE_SIZE + nr_pages * 20,
         .region_state = UFFDMM_REGION_LIVE,
         .region_id = r->id,
     };
     r->entries = (uint64_t *)((uint8_t *)r->table + FAKE_PAGE_SIZE);
+    r->pins = (uint32_t *)((uint8_t *)r->table + r->table->pins_offset);
     for (uint64_t pfn = 0; pfn < nr_pages; pfn++) {
         r->entries[pfn] = m->initial_entry ? m->initial_entry(pfn) :
                           UFFDMM_PAGE_EMPTY;

@@ -27,6 +27,7 @@ typedef enum FakeFault {
     FAKE_SHORT_MEMFD, /* REGION_CREATE: memory smaller than asked for */
     FAKE_UNSEALED,    /* REGION_CREATE: memory that can shrink */
     FAKE_TABLE,       /* REGION_CREATE: table of another size */
+    FAKE_PINS,        /* REGION_CREATE: table that ends before the pins do */
     FAKE_PAGES,       /* REGION_CREATE: memory not on hugetlbfs */
     FAKE_REFUSE_ATTACH,
 } FakeFault;
@@ -46,6 +47,7 @@ typedef struct FakeRegion {
     struct uffdmm_table_header *table;
     uint64_t table_size;
     uint64_t *entries;
+    uint32_t *pins;
     char name[UFFDMM_NAME_MAX];
 } FakeRegion;
 

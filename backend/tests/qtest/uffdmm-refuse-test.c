@@ -136,6 +136,7 @@ static void test_manager(void)
         { FAKE_SHORT_MEMFD, "has 16773120 bytes, 16777216 are needed" },
         { FAKE_UNSEALED, "is not a memfd that is sealed against shrinking" },
         { FAKE_TABLE, "is for 4097 pages of 4096 bytes instead of 4096" },
+        { FAKE_PINS, "the pins of the page-state table, at offset " },
         { FAKE_PAGES, "has pages of 4096 bytes instead of 2097152",
           ",hugetlb=on" },
         { FAKE_OK, "has 6 arenas, with 8 shards there can be 5 at most",
@@ -174,19 +175,6 @@ static void refuse_with_backend(const char *args, const char *part)
 
 static void test_features(void)
 {
-    g_autofree char *disk = NULL;
-    g_autofree char *args = NULL;
-    int fd = g_file_open_tmp("uffdmm-disk-XXXXXX", &disk, NULL);
-
-    g_assert_cmpint(fd, >=, 0);
-    g_assert_cmpint(ftruncate(fd, 1 << 20), ==, 0);
-    close(fd);
-
-    args = g_strdup_printf("-drive if=none,id=d0,format=raw,cache=none,"
-                           "file=%s", disk);
-    refuse_with_backend(args, "O_DIRECT (cache.direct=on, cache=none) cannot "
-                        "be used together with memory-backend-external: ");
-
     if (qtest_has_device("vhost-user-fs-pci")) {
         refuse_with_backend("-chardev socket,id=c0,path=/tmp/nonexistent,"
                             "server=on,wait=off "
@@ -232,7 +220,6 @@ static void test_features(void)
                         "vfio-user) cannot be used together with");
         fake_manager_free(m);
     }
-    unlink(disk);
 }
 
 static void test_ivshmem(void)
@@ -278,56 +265,20 @@ out:
     "{\"qom-type\": \"memory-backend-external\", \"id\": \"hot\"," \
     " \"size\": 16777216, \"socket\": \"%s\"}"
 
-/* The feature came first: hot-plug of the backend is refused, until it goes. */
+/* A backend that is plugged in has its properties fixed. */
 static void test_hotplug(void)
 {
     FakeManager *m = fake_manager_new();
     g_autofree char *object = g_strdup_printf(OBJECT_ADD, m->path);
-    g_autofree char *node = NULL;
-    g_autofree char *buffered = NULL;
     QTestState *qts = qtest_initf("-machine q35 -m 16M " BARE "-bios %s",
                                   m->bios);
 
-    node = g_strdup_printf("{\"driver\": \"file\", \"node-name\": \"n0\","
-                           " \"filename\": \"%s\","
-                           " \"cache\": {\"direct\": true}}", m->bios);
-    buffered = g_strdup_printf("{\"options\": [{\"driver\": \"file\","
-                               " \"node-name\": \"n0\","
-                               " \"filename\": \"%s\"}]}", m->bios);
-
-    qtest_qmp_assert_success(qts, "{'execute': 'blockdev-add',"
-                             " 'arguments': %p}",
-                             qobject_from_json(node, &error_abort));
-    assert_qmp_error(qts, "O_DIRECT (cache.direct=on, cache=none) cannot be",
-                     "object-add", object);
-    g_assert_cmpuint(m->connects, ==, 0);
-
-    /* the block node changes to the page cache: the way is free */
-    qtest_qmp_assert_success(qts, "{'execute': 'blockdev-reopen',"
-                             " 'arguments': %p}",
-                             qobject_from_json(buffered, &error_abort));
     qtest_qmp_assert_success(qts, "{'execute': 'object-add',"
                              " 'arguments': %p}",
                              qobject_from_json(object, &error_abort));
     assert_qmp_error(qts, "prealloc=on", "qom-set",
                      "{\"path\": \"/objects/hot\","
                      " \"property\": \"prealloc\", \"value\": true}");
-
-    /* and back is refused, until the backend is gone */
-    g_free(buffered);
-    buffered = g_strdup_printf("{\"options\": [%s]}", node);
-    assert_qmp_error(qts, "O_DIRECT", "blockdev-reopen", buffered);
-    qtest_qmp_assert_success(qts, "{'execute': 'object-del',"
-                             " 'arguments': {'id': 'hot'}}");
-    qtest_qmp_assert_success(qts, "{'execute': 'blockdev-reopen',"
-                             " 'arguments': %p}",
-                             qobject_from_json(buffered, &error_abort));
-    qtest_qmp_assert_success(qts, "{'execute': 'blockdev-del',"
-                             " 'arguments': {'node-name': 'n0'}}");
-    qtest_qmp_assert_success(qts, "{'execute': 'object-add',"
-                             " 'arguments': %p}",
-                             qobject_from_json(object, &error_abort));
-
     qtest_quit(qts);
     fake_manager_free(m);
 }
