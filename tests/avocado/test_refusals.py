@@ -3,7 +3,6 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
 
 from uffdmm_test import MIB, RAM, UffdmmTest
 
@@ -161,54 +160,6 @@ class RefusedDevices(UffdmmTest):
     def test_virtio_gpu_blob(self) -> None:
         self.need("virtio-gpu-pci")
         self.check_at_start(self.machine(), ["-device", "virtio-gpu-pci,blob=on"], "blob")
-
-
-class RefusedDisks(UffdmmTest):
-    """O_DIRECT lets the kernel write to guest memory past write protection."""
-
-    def disk(self) -> str:
-        path = self.folder / "disk"
-        path.write_bytes(bytes(MIB))
-        return str(path)
-
-    def test_cache_none_at_start(self) -> None:
-        config = self.config(self.manager().socket, arguments=["-S"])
-        config.arguments += ["-drive", f"file={self.disk()},format=raw,if=virtio,cache=none"]
-        self.assert_refused_at_start(config, "O_DIRECT", BACKEND)
-
-    def test_direct_later(self) -> None:
-        guest = self.guest(self.config(self.manager().socket, arguments=["-S"]))
-        guest.launch()
-        node: dict[str, Any] = {"driver": "file", "filename": self.disk(), "node-name": "disk"}
-        direct = {"cache": {"direct": True}}
-        self.assert_qmp_refuses(guest, "blockdev-add", "O_DIRECT", BACKEND, **node, **direct)
-        guest.qmp("blockdev-add", **node)
-        self.assert_qmp_refuses(
-            guest, "blockdev-reopen", "O_DIRECT", BACKEND, options=[{**node, **direct}]
-        )
-
-    def test_backend_after_direct(self) -> None:
-        """The other way round: the disk is there when the backend comes."""
-        manager = self.manager()
-        guest = self.guest(self.config(None, arguments=["-S"]))
-        guest.launch()
-        guest.qmp(
-            "blockdev-add",
-            driver="file",
-            filename=self.disk(),
-            node_name="disk",
-            cache={"direct": True},
-        )
-        backend: dict[str, Any] = {
-            "qom-type": BACKEND,
-            "id": "mem1",
-            "size": RAM,
-            "socket": str(manager.socket),
-        }
-        self.assert_qmp_refuses(guest, "object-add", "O_DIRECT", BACKEND, **backend)
-        guest.qmp("blockdev-del", node_name="disk")
-        guest.qmp("object-add", **backend)
-        guest.qmp("object-del", id="mem1")
 
 
 class RefusedMigration(UffdmmTest):

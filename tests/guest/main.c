@@ -9,6 +9,7 @@
  *   stop                                       ends a run at its next progress line
  *   verify                                     verifying..., verified | corrupt..., verify-failed
  *   corrupt page=N [offset=N]                  corrupted
+ *   disk path=DEVICE ms=N                      disk-read
  *   memory                                     memory
  *   release                                    released
  *   poweroff                                   bye
@@ -26,6 +27,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "disk.h"
 #include "report.h"
 #include "work.h"
 
@@ -240,6 +242,19 @@ static void command_corrupt(struct work *w, const char *line)
     }
 }
 
+static void command_disk(const struct work *w, const char *line)
+{
+    char path[64];
+    bool ok = true;
+    uint64_t ms = number(line, "ms", 1000, &ok);
+
+    if (!find_value(line, "path", path)) {
+        report_error("disk needs path=DEVICE");
+    } else if (ok) {
+        disk_read(w, path, ms);
+    }
+}
+
 static void command_memory(void)
 {
     struct sysinfo info;
@@ -267,6 +282,8 @@ static bool obey(struct work *w, const char *line)
         work_verify(w);
     } else if (strcmp(verb, "corrupt") == 0) {
         command_corrupt(w, line);
+    } else if (strcmp(verb, "disk") == 0) {
+        command_disk(w, line);
     } else if (strcmp(verb, "memory") == 0) {
         command_memory();
     } else if (strcmp(verb, "release") == 0) {
