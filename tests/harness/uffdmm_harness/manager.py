@@ -39,6 +39,7 @@ class Manager:
         directory
     :param arguments: more arguments
     :param folder: below which its own folder with socket, log and store is made
+    :param program: another one, such as that with the switches of tests
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Manager:
         tiers: Sequence[str] = (),
         arguments: Sequence[str] = (),
         folder: Path = places.DISK_FOLDER,
+        program: Path | None = None,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="uffdmm-manager-", dir=folder)
         self.path = Path(self._folder.name)
@@ -62,7 +64,7 @@ class Manager:
             word for tier in tiers for word in ("--tier", tier.replace("{store}", str(self.store)))
         ] or ["--store", option]
         self._command = [
-            str(places.manager()),
+            str(program or places.manager()),
             *("--socket-path", str(self.socket), *stores),
             *(("--limit", limit) if limit else ()),
             *arguments,

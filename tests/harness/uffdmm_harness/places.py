@@ -69,6 +69,14 @@ def manager() -> Path:
 
 
 @cache
+def manager_hooks() -> Path:
+    """The manager with switches that leave a protection out (native/src/test_hooks.h)."""
+    beside = manager().with_name("uffdmm-manager-hooks")
+    path = Path(os.environ.get("UFFDMM_MANAGER_HOOKS", beside))
+    return _checked(path, "the manager with hooks", "UFFDMM_MANAGER_HOOKS")
+
+
+@cache
 def bench_program(name: str) -> Path:
     """A micro-benchmark of native/bench."""
     path = Path(os.environ.get("UFFDMM_BENCH", BENCH)) / name
