@@ -38,6 +38,9 @@ static const char usage_text[] =
     "  --readahead N         largest read-ahead window in pages, 1 to 64 (default 64)\n"
     "  --spin-max-us N       longest busy wait for the next fault (default 50)\n"
     "  --allow-uid UID       accept QEMU processes of this user too; may be repeated\n"
+    "  --run-as USER         workers give up root for this user, who must own the stores\n"
+    "  --sandbox MODE        close workers in: on (default), off, or log to let all system\n"
+    "                        calls pass and have the kernel log those not foreseen\n"
     "  --no-tracking         evict in order of arrival, without access history\n"
     "  --log-level LEVEL     error, warn, info or debug (default info)\n"
     "  --print-capabilities  print JSON about this program and exit\n"
@@ -176,6 +179,8 @@ enum {
     OPT_READAHEAD,
     OPT_SPIN,
     OPT_UID,
+    OPT_RUN_AS,
+    OPT_SANDBOX,
     OPT_NO_TRACKING,
     OPT_LEVEL,
     OPT_CAPABILITIES,
@@ -196,6 +201,8 @@ static const struct option long_options[] = {
     {"readahead", required_argument, NULL, OPT_READAHEAD},
     {"spin-max-us", required_argument, NULL, OPT_SPIN},
     {"allow-uid", required_argument, NULL, OPT_UID},
+    {"run-as", required_argument, NULL, OPT_RUN_AS},
+    {"sandbox", required_argument, NULL, OPT_SANDBOX},
     {"no-tracking", no_argument, NULL, OPT_NO_TRACKING},
     {"log-level", required_argument, NULL, OPT_LEVEL},
     {"print-capabilities", no_argument, NULL, OPT_CAPABILITIES},
@@ -322,6 +329,15 @@ static bool parse_one(struct options *o, int opt, const char *arg)
             return false;
         }
         o->uids[o->nr_uids++] = (uid_t)v;
+        return true;
+    case OPT_RUN_AS:
+        return sandbox_user_parse(arg, &o->sandbox);
+    case OPT_SANDBOX:
+        if (!sandbox_mode_parse(arg, &o->sandbox.mode)) {
+            fprintf(stderr, "uffdmm-manager: --sandbox '%s' is not on, log or off\n",
+                    arg);
+            return false;
+        }
         return true;
     case OPT_NO_TRACKING:
         o->tracking = false;

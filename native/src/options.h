@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "sandbox.h"
 #include "tier_options.h"
 #include "vm_options.h"
 
@@ -30,6 +31,7 @@ struct options {
     bool tracking;
     uid_t uids[OPTIONS_UIDS_MAX]; /* besides root and our own */
     int nr_uids;
+    struct sandbox_config sandbox; /* of workers */
 };
 
 enum options_outcome { OPTIONS_RUN, OPTIONS_EXIT_OK, OPTIONS_EXIT_USAGE };

@@ -226,6 +226,7 @@ static int on_query(struct worker *w, struct conn *c)
 {
     struct uffdmm_query_reply reply = {.stats_size = stats_size()};
 
+    sandbox_test_intruder(w->vm.name);
     return conn_reply(c, &reply, sizeof(reply), &w->vm.stats_fd, 1);
 }
 
@@ -550,6 +551,7 @@ static int worker_init(struct worker *w, const struct options *options,
                  strerror(-ret));
         return ret;
     }
+    sandbox_limits();
     /* a worker that is swapped out cannot bring in anybody's pages */
     if (mlockall(MCL_CURRENT | MCL_FUTURE) < 0) {
         ret = -errno;
@@ -575,7 +577,8 @@ static int worker_init(struct worker *w, const struct options *options,
     policy_init(vm);
     snprintf(stats_tier(vm->stats, 0)->name, UFFDMM_NAME_MAX, "zero");
     stats_tier(vm->stats, 0)->shared = 1; /* the value is all there is */
-    return 0;
+    return sandbox_enter(&options->sandbox, options->tiers, options->nr_tiers, err,
+                         err_len);
 }
 
 static void close_channel(struct worker *w)
