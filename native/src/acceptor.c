@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -34,7 +35,15 @@
 #include "worker.h"
 
 #define VMS_MAX 1024
-#define PENDING_MAX 64
+/* Of one process, and of one user other than root and our own. */
+#define VMS_PER_PROCESS 16
+#define VMS_PER_USER (VMS_MAX / 4)
+/*
+ * Connections that wait for a HELLO or only list.  No user takes the room of
+ * another; those who may not use the manager share that of one.
+ */
+#define PENDING_PER_USER 16
+#define PENDING_MAX (64 + PENDING_PER_USER * (OPTIONS_UIDS_MAX + 1))
 #define HELLO_TIMEOUT_NS (5 * NSEC_PER_SEC)
 
 struct vm_slot {
@@ -171,10 +180,6 @@ static void start_worker(struct acceptor *a, struct conn *c)
     int channel[2];
     pid_t pid;
 
-    if (a->nr_vms == VMS_MAX) {
-        refuse(c, -EBUSY, "this manager serves its most VMs already");
-        return;
-    }
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel) < 0) {
         refuse(c, -errno, "the manager cannot start a worker: it is out of descriptors");
         return;
@@ -255,10 +260,45 @@ static bool uid_ok(const struct acceptor *a, uid_t uid)
     return false;
 }
 
+static bool trusted(uid_t uid)
+{
+    return uid == 0 || uid == geteuid();
+}
+
+/* Has @uid as many connections as it may have? */
+static bool too_many_pending(const struct acceptor *a, uid_t uid)
+{
+    bool known = uid_ok(a, uid);
+    int n = 0;
+
+    if (a->nr_pending == PENDING_MAX) {
+        return true;
+    }
+    for (int i = 0; i < a->nr_pending; i++) {
+        uid_t other = a->pending[i]->uid;
+
+        n += known ? other == uid : !uid_ok(a, other);
+    }
+    return !trusted(uid) && n >= PENDING_PER_USER;
+}
+
+/* Has this process, or its user, as many VMs as it may have? */
+static bool too_many_vms(const struct acceptor *a, const struct conn *c)
+{
+    int of_process = 0, of_user = 0;
+
+    for (int i = 0; i < a->nr_vms; i++) {
+        of_process += a->vms[i].qemu_pid == c->pid;
+        of_user += a->vms[i].qemu_uid == c->uid;
+    }
+    return a->nr_vms == VMS_MAX || of_process >= VMS_PER_PROCESS ||
+           (!trusted(c->uid) && of_user >= VMS_PER_USER);
+}
+
 /* May @uid look at and change a VM of user @owner? */
 static bool may_control(uid_t uid, uid_t owner)
 {
-    return uid == 0 || uid == geteuid() || uid == owner;
+    return trusted(uid) || uid == owner;
 }
 
 static void greet_qemu(struct acceptor *a, struct conn *c)
@@ -267,7 +307,11 @@ static void greet_qemu(struct acceptor *a, struct conn *c)
     struct vm_slot *vm = find_vm(a, hello->vm_name);
     char text[UFFDMM_TEXT_MAX];
 
-    if (!vm) {
+    if (!vm && too_many_vms(a, c)) {
+        refuse(
+            c, -EBUSY,
+            "this manager serves as many VMs of this process or user as it may: end some");
+    } else if (!vm) {
         start_worker(a, c);
     } else if (vm->qemu_pid != c->pid) {
         snprintf(
@@ -417,7 +461,7 @@ static void on_listen(struct acceptor *a)
         return;
     }
     c->header.type = UFFDMM_MSG_HELLO; /* what a refusal answers */
-    if (a->nr_pending == PENDING_MAX) {
+    if (too_many_pending(a, c->uid)) {
         refuse(c, -EBUSY, "too many connections: close some");
         conn_free(c);
         return;
@@ -539,6 +583,7 @@ int acceptor_run(const struct options *options)
 {
     struct acceptor *a = calloc(1, sizeof(*a));
     char err[UFFDMM_TEXT_MAX];
+    struct rlimit files;
     sigset_t set;
 
     if (!a) {
@@ -546,6 +591,10 @@ int acceptor_run(const struct options *options)
         return EXIT_FAILURE;
     }
     a->options = options;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+        files.rlim_cur = files.rlim_max; /* VMs by the hundred; workers inherit it */
+        (void)setrlimit(RLIMIT_NOFILE, &files);
+    }
     for (unsigned i = 0; i < options->nr_tiers; i++) {
         const struct tier_config *c = &options->tiers[i];
 

@@ -38,10 +38,12 @@
 #include "queue.h"
 #include "recovery.h"
 #include "region.h"
+#include "sandbox.h"
 #include "track.h"
 #include "vm.h"
 
 #define CONNS_MAX 64
+#define CONNS_RESERVED 8 /* for root, whatever the VM and its user do */
 #define TICK_MS 50
 
 struct worker {
@@ -405,7 +407,7 @@ static void welcome(struct worker *w, struct conn *c)
 
     c->role = hello->role;
     c->greeted = true;
-    if (w->nr_conns == CONNS_MAX) {
+    if (w->nr_conns >= CONNS_MAX - (c->uid ? CONNS_RESERVED : 0)) {
         refuse(c, -EBUSY, "this VM has too many connections: close some");
         conn_free(c);
         return;

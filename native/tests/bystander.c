@@ -38,6 +38,12 @@ static void bystander_body(struct vmm *v, const void *arg)
 int bystander_start(void **state)
 {
     static const char *const arguments[] = {"--limit", "8M", NULL};
+
+    return bystander_start_with(state, arguments);
+}
+
+int bystander_start_with(void **state, const char *const *arguments)
+{
     struct uffdmm_stats stats;
 
     end_process_when_hung(state);

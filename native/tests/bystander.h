@@ -18,6 +18,8 @@ extern struct manager manager;
 
 /* cmocka: group set-up, group tear-down, tear-down of every test. */
 int bystander_start(void **state);
+/* The set-up with other arguments for the manager, which must give the VM a limit. */
+int bystander_start_with(void **state, const char *const *arguments);
 int bystander_stop(void **state);
 int bystander_lives(void **state);
 
