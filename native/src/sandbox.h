@@ -14,6 +14,16 @@
 
 #define SANDBOX_GROUPS_MAX 64
 
+/*
+ * A sanitizer traces its own process, executes a symbolizer and writes a report
+ * wherever it was told: builds with one leave out the last two stages.
+ */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANDBOX_SANITIZED 1
+#else
+#define SANDBOX_SANITIZED 0
+#endif
+
 enum sandbox_mode {
     SANDBOX_ON,  /* all stages */
     SANDBOX_LOG, /* the system call filter lets everything pass, and logs it */
