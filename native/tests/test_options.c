@@ -115,6 +115,22 @@ static void a_good_line_gives_all_values(void **state)
     assert_int_equal(o.nr_uids, 1);
     assert_int_equal(o.uids[0], 107);
     assert_false(o.tracking);
+    assert_int_equal(o.sandbox.mode, SANDBOX_ON);
+    assert_false(o.sandbox.change_user);
+}
+
+static void workers_are_closed_in_as_asked(void **state)
+{
+    struct options o;
+    char off[] = "--sandbox=off", log[] = "--sandbox=log", on[] = "--sandbox=on";
+    (void)state;
+
+    assert_int_equal(PARSE(&o, socket_opt, store_opt, off), OPTIONS_RUN);
+    assert_int_equal(o.sandbox.mode, SANDBOX_OFF);
+    assert_int_equal(PARSE(&o, socket_opt, store_opt, log), OPTIONS_RUN);
+    assert_int_equal(o.sandbox.mode, SANDBOX_LOG);
+    assert_int_equal(PARSE(&o, socket_opt, store_opt, off, on), OPTIONS_RUN);
+    assert_int_equal(o.sandbox.mode, SANDBOX_ON);
 }
 
 static void bad_values_are_usage_errors(void **state)
@@ -128,6 +144,8 @@ static void bad_values_are_usage_errors(void **state)
         "--readahead=65",
         "--spin-max-us=x",
         "--allow-uid=-1",
+        "--sandbox=yes",
+        "--run-as=no-such-user",
         "--log-level=loud",
         "--no-such",
         "--store=nbd:x",
@@ -235,6 +253,7 @@ int main(void)
         cmocka_unit_test(sizes_have_suffixes_in_powers_of_1024),
         cmocka_unit_test(what_is_no_size_is_refused),
         cmocka_unit_test(a_good_line_gives_all_values),
+        cmocka_unit_test(workers_are_closed_in_as_asked),
         cmocka_unit_test(bad_values_are_usage_errors),
         cmocka_unit_test(tiers_keep_their_order_and_vms_their_own_settings),
         cmocka_unit_test(lost_pages_are_waited_for_or_poisoned_by_vm),
