@@ -71,7 +71,31 @@ class Suites:
         reports = [self.meson("native", self.top / "build/native", NATIVE_TIMEOUT, {})]
         if not self.fast:
             reports.append(self.sanitized("address,undefined"))
+            reports.append(self.fuzzed())
         return reports
+
+    def fuzzed(self) -> Report:
+        """The fuzz targets for some seconds each, in a build of clang's."""
+        folder = self.top / "build/fuzz"
+        suite = "native fuzz"
+        if not (folder / "build.ninja").exists():
+            done = run(
+                suite,
+                [
+                    *("meson", "setup", folder, "-Dfuzz=true"),
+                    *("-Db_sanitize=address,undefined", "-Db_lundef=false"),
+                    *("-Dpython=false", "-Dtests=disabled"),
+                ],
+                log=self.logs / "fuzz-setup.log",
+                cwd=self.top,
+                timeout=BUILD_TIMEOUT,
+                env={**self.environment(), "CC": "clang"},
+            )
+            if done.status != 0:
+                report = Report(suite)
+                report.fail("(meson setup)", tail(done.output))
+                return report.close(done.status)
+        return self.meson(suite, folder, SANITIZER_TIMEOUT, {})
 
     def sanitized(self, sanitizers: str) -> Report:
         """The same programs once more, stopped by the first thing a sanitizer sees."""
