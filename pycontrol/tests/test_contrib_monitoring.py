@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def promtool(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def exported(fake: FakeManager, manager: Manager) -> Iterator[set[str]]:
+def exported(fake: FakeManager, manager: Manager) -> set[str]:
     """Names of all samples and labels."""
     collector = UffdmmCollector(manager)
     with live_vm(fake, "web"):

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``uffdmm list`` and ``uffdmm status``: what the manager's VMs are doing."""
 
-
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
