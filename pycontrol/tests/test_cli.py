@@ -25,7 +25,8 @@ from uffdmm.cli.vms import ListedVm, StatusReport
 Run = Any
 
 # What the fake says of its tiers, which no test changes by accident.
-TIERS = "  tier ram: no bound\n  tier ssd: no bound\n"
+PLANE = "  control plane: min 0 B, max none, shares 0, priority 0\n"
+TIERS = PLANE + "  tier ram: no bound\n  tier ssd: no bound\n"
 
 
 @dataclasses.dataclass
@@ -264,7 +265,8 @@ def test_set_policy_of_tiers(run: Run, fake: FakeManager) -> None:
     assert outcome.code == 0
     assert outcome.out == (
         "demo: limit 1.00 GiB, read-ahead up to 64 pages, demotion after 90s\n"
-        "  tier ram: 64.0 MiB\n  tier ssd: 4.00 GiB\n"
+        + PLANE
+        + "  tier ram: 64.0 MiB\n  tier ssd: 4.00 GiB\n"
     )
     assert fake.vms["demo"].tier_bytes[1:3] == [64 << 20, 4 << 30]
     assert fake.vms["demo"].demote_after_ms == 90_000
@@ -318,6 +320,14 @@ def test_set_policy_lifts_the_limit(run: Run, fake: FakeManager, limit: str) -> 
         ["set-policy", "demo", "--tier", "ssd=lots"],
         ["set-policy", "demo", "--tier", "ssd=0"],
         ["set-policy", "demo", "--tier", "ssd=1G", "--tier", "ssd=2G"],
+        ["set-policy", "demo", "--min", "lots"],
+        ["set-policy", "demo", "--max", "12"],
+        ["set-policy", "demo", "--shares", "0"],
+        ["set-policy", "demo", "--priority", "101"],
+        ["evict", "demo"],
+        ["evict", "demo", "lots"],
+        ["evict", "demo", "0"],
+        ["prefetch", "demo", "1KB"],
         ["set-policy", "--limit", "5M"],
         ["status"],
         ["no-such-command"],

@@ -16,6 +16,7 @@ from uffdmm.cli.app import app
 from uffdmm.cli.check_host import TestedHostReport
 from uffdmm.cli.config import CommandLine, ConfigReport, ShownConfig
 from uffdmm.cli.exits import Exit
+from uffdmm.cli.move import MoveReport
 from uffdmm.cli.policy import PolicyReport
 from uffdmm.cli.tiers import TierReport, TiersReport, VmTiers
 from uffdmm.cli.top import TopReport, TopVm
@@ -72,7 +73,7 @@ def test_a_broken_page_would_be_noticed(tmp_path: Path) -> None:
     "model",
     [
         *(ListReport, ListedVm, StatusReport, PolicyReport, TestedHostReport, Check),
-        *(TopReport, TopVm, Event),
+        *(TopReport, TopVm, Event, MoveReport),
         *(TiersReport, VmTiers, TierReport, ConfigReport, Problem, ShownConfig, CommandLine),
     ],
 )
@@ -81,7 +82,9 @@ def test_every_json_key_is_documented(model: type[BaseModel]) -> None:
     assert set(model.model_fields) - words == set()
 
 
-@pytest.mark.parametrize("model", [StatusReport, TierReport, PolicyReport, TopReport, TopVm, Event])
+@pytest.mark.parametrize(
+    "model", [StatusReport, TierReport, PolicyReport, TopReport, TopVm, Event, MoveReport]
+)
 def test_every_key_has_its_description(model: type[BaseModel]) -> None:
     text = " ".join(render("uffdmm.1").split())
     for name, field in model.model_fields.items():
@@ -156,7 +159,7 @@ def test_every_command_and_option_is_documented() -> None:
     commands = dict(group.commands)  # type: ignore[attr-defined]
     assert set(commands) == {
         *("list", "status", "tiers", "set-policy", "check-host", "manager", "serve", "config"),
-        *("top", "events", "exporter"),
+        *("top", "events", "exporter", "evict", "prefetch"),
     }
     group_of_config = commands.pop("config").commands
     assert set(group_of_config) == {"check", "show", "command"}

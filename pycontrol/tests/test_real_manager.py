@@ -259,6 +259,18 @@ def test_the_command(socket_path: Path, vmm: Vmm, capfd: pytest.CaptureFixture[s
     assert "too small" in capfd.readouterr().err
 
 
+def test_pages_go_out_and_come_in_when_told(socket_path: Path, vmm: Vmm) -> None:
+    command = ["--socket", str(socket_path)]
+    with Manager(socket_path).open_vm("demo") as vm:
+        before = vm.statistics().resident_bytes
+        assert before > 8 * MIB
+        assert main([*command, "evict", "demo", "4M"]) == 0
+        eventually(lambda: vm.statistics().resident_bytes <= before - 3 * MIB, "the pages are out")
+        out = vm.statistics().resident_bytes
+        assert main([*command, "prefetch", "demo", "2M"]) == 0
+        eventually(lambda: vm.statistics().resident_bytes >= out + MIB, "pages are in again")
+
+
 def test_manager_that_has_ended(program: Path, tmp_path: Path) -> None:
     with pytest.raises(ConnectError):
         Manager(tmp_path / "manager.sock").list_vms()

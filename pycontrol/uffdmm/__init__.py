@@ -28,6 +28,7 @@ module          concern
 ``wire``        messages and descriptors over the socket
 ``client``      the manager and its VMs as objects
 ``stats``       the statistics pages: typed snapshots, histograms
+``ages``        how long ago resident pages were in use
 ``watch``       all VMs of a manager, looked at again and again
 ``events``      changes of state, as the difference of two looks
 ``metrics``     the statistics for Prometheus

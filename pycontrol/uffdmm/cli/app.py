@@ -16,6 +16,7 @@ from .events import events
 from .exits import Exit, exit_code
 from .exporter import exporter
 from .manager import MANAGER_CONTEXT, run_manager
+from .move import evict, prefetch
 from .output import print_error
 from .policy import set_policy
 from .serve import serve
@@ -36,6 +37,8 @@ app.command("top")(top)
 app.command("events")(events)
 app.command("set-policy")(set_policy)
 app.command("tiers")(tiers)
+app.command("evict")(evict)
+app.command("prefetch")(prefetch)
 app.command("exporter")(exporter)
 app.command("serve")(serve)
 app.command("check-host")(check_host)

@@ -58,26 +58,80 @@ def set_policy(
             show_default=False,
         ),
     ] = None,
+    minimum: Annotated[
+        str | None,
+        typer.Option(
+            "--min",
+            metavar="SIZE|N%|none",
+            help="Least that the control plane leaves the VM.",
+            show_default=False,
+        ),
+    ] = None,
+    maximum: Annotated[
+        str | None,
+        typer.Option(
+            "--max",
+            metavar="SIZE|N%|none",
+            help="Most that the control plane gives the VM, or none for no bound.",
+            show_default=False,
+        ),
+    ] = None,
+    shares: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=10000,
+            help="Weight among the VMs of the host; 100 at first.",
+            show_default=False,
+        ),
+    ] = None,
+    priority: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=100,
+            help="Higher ones are served first; 50 at first.",
+            show_default=False,
+        ),
+    ] = None,
+    opt_out: Annotated[
+        bool | None,
+        typer.Option(
+            "--opt-out/--no-opt-out",
+            help="Whether the control plane leaves the VM alone.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Change the policy of one VM; what is not named stays as it is."""
-    if all(given is None for given in (limit, readahead, demote_after)) and not tier:
-        raise typer.BadParameter(
-            "nothing to set: give --limit, --readahead, --demote-after or --tier"
-        )
+    given = (limit, readahead, demote_after, minimum, maximum, shares, priority, opt_out)
+    if all(value is None for value in given) and not tier:
+        raise typer.BadParameter("nothing to set: give --limit or another option")
     # A value that makes no sense is a usage error even when no manager runs.
     demote_ms = None if demote_after is None else parse_demote_after(demote_after) // 1_000_000
     tier_bytes = _tier_bounds(tier or [])
-    limit_bytes = None if limit is None or is_share(limit) else _whole_pages(limit)
+    sizes = {"limit": limit, "minimum": minimum, "maximum": maximum}
+    for name, text in sizes.items():
+        if text is not None and not is_share(text):
+            _whole_pages(name, text)
     manager: Manager = context.obj
     with manager.open_vm(vm) as opened:
-        if limit is not None and limit_bytes is None:
-            limit_bytes = _whole_pages(limit, opened.statistics().ram_bytes)
+        ram_bytes = opened.statistics().ram_bytes
+        wanted = {
+            name: None if text is None else _whole_pages(name, text, ram_bytes)
+            for name, text in sizes.items()
+        }
         policy = opened.set_policy(
-            limit_bytes=limit_bytes,
+            limit_bytes=wanted["limit"],
             readahead_pages=readahead,
             demote_after_ms=demote_ms,
             tier_bytes=tier_bytes,
+            min_bytes=wanted["minimum"],
+            max_bytes=wanted["maximum"],
+            shares=shares,
+            priority=priority,
+            opt_out=opt_out,
         )
     report = PolicyReport(vm_name=vm, **policy.model_dump())
     if json:
@@ -95,6 +149,11 @@ def _print_policy(report: PolicyReport) -> None:
     print(
         f"{report.vm_name}: limit {limit_or_dash(report.limit_bytes)},"
         f" read-ahead up to {report.readahead_pages} pages, demotion {demotion}"
+    )
+    print(
+        f"  control plane: min {format_size(report.min_bytes)}, max"
+        f" {limit_or_dash(report.max_bytes)}, shares {report.shares}, priority {report.priority}"
+        + (", opted out" if report.opt_out else "")
     )
     for name, size in report.tier_bytes.items():
         print(f"  tier {name}: {format_size(size) if size else 'no bound'}")
@@ -117,16 +176,16 @@ def _tier_bounds(texts: list[str]) -> dict[str, int]:
     return bounds
 
 
-def _whole_pages(limit: str, ram_bytes: int = 0) -> int:
-    """Bytes of a limit, rounded down to whole pages; 0 only where no limit is asked for.
+def _whole_pages(name: str, text: str, ram_bytes: int = 0) -> int:
+    """Bytes of a limit or bound, rounded down to whole pages; 0 only where no limit is asked for.
 
     :raise SizeError: no size, or less than a page: rounding it to "no limit" would be absurd
     """
-    if limit.strip().lower() in {"none", "0"}:
+    if text.strip().lower() in {"none", "0"}:
         return 0
-    size = parse_size_or_share(limit, ram_bytes)
+    size = parse_size_or_share(text, ram_bytes)
     if size < _PAGE:
         raise SizeError(
-            f"limit '{limit}' is less than one page", "name a larger one, or none to lift the limit"
+            f"{name} '{text}' is less than one page", f"name a larger one, or none for no {name}"
         )
     return size - size % _PAGE

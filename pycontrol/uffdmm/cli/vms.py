@@ -4,7 +4,8 @@
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..client import Manager, VmEntry
+from ..ages import Ages, ages_of
+from ..client import Manager, VirtualMachine, VmEntry
 from ..durations import exact_duration
 from ..errors import ConnectError, ManagerError
 from ..sizes import format_size
@@ -50,6 +51,16 @@ class StatusReport(Stats):
     fault_mean_us: float | None = Field(description="mean fault time, microseconds, or null")
     fault_p50_us: float | None = Field(description="median fault time, microseconds, or null")
     fault_p99_us: float | None = Field(description="99 % of faults are no longer, or null")
+    working_set_bytes: int | None = Field(
+        description="resident memory in use at one of the last 4 looks at accesses, or brought in"
+        " since, or null when accesses are not looked at"
+    )
+    new_bytes: int | None = Field(
+        description="resident memory brought in since the last look, or null"
+    )
+    ages: list[tuple[int, int, int]] = Field(
+        description="resident memory by looks since it was in use as [from, to, bytes]"
+    )
     tiers: list[TierReport] = Field(description="its tiers in their order, as below 'tiers'")
 
 
@@ -86,15 +97,16 @@ def status(
     """Show what one VM uses, how its faults fare and what its stores hold."""
     manager: Manager = context.obj
     with manager.open_vm(vm) as opened:
-        report = make_status(opened.statistics(), opened.tiers())
+        stats = opened.statistics()
+        report = make_status(stats, opened.tiers(), _ages(opened) if stats.age_tracking else None)
     if json:
         print_json(report)
     else:
         _print_status(report)
 
 
-def make_status(stats: Stats, tiers: list[TierStats]) -> StatusReport:
-    """Add what follows from a snapshot, and the tiers."""
+def make_status(stats: Stats, tiers: list[TierStats], ages: Ages | None = None) -> StatusReport:
+    """Add what follows from a snapshot, the tiers, and the ages where they mean something."""
     hist = stats.fault_hist
     return StatusReport(
         **{name: getattr(stats, name) for name in Stats.model_fields},
@@ -102,8 +114,21 @@ def make_status(stats: Stats, tiers: list[TierStats]) -> StatusReport:
         fault_mean_us=round(stats.fault_ns / hist.total / 1e3, 2) if hist.total else None,
         fault_p50_us=_microseconds(hist.percentile(0.5)),
         fault_p99_us=_microseconds(hist.percentile(0.99)),
+        working_set_bytes=None if ages is None else ages.working_set,
+        new_bytes=None if ages is None else ages.new,
+        ages=[] if ages is None else ages.octaves(),
         tiers=[make_tier(tier) for tier in tiers],
     )
+
+
+def _ages(opened: VirtualMachine) -> Ages:
+    """The ages of all regions of this moment."""
+    regions = opened.regions()
+    try:
+        return ages_of(regions)
+    finally:
+        for region in regions:
+            region.close()
 
 
 def _state(vm: ListedVm) -> str:
@@ -192,6 +217,7 @@ def _print_status(report: StatusReport) -> None:
         ),
         ("discarded", f"{report.discarded} pages"),
         ("tracking", "on" if report.age_tracking else "off"),
+        *_age_rows(report),
         ("", ""),
         (
             "store reads",
@@ -218,6 +244,20 @@ def _print_status(report: StatusReport) -> None:
         out.print(table)
         for line in last_errors(report.tiers):
             out.print(f"last error of {line}", soft_wrap=True)
+
+
+def _age_rows(report: StatusReport) -> list[tuple[str, str]]:
+    """Working set and ages, where they are known."""
+    if report.working_set_bytes is None or report.new_bytes is None:
+        return []
+    parts = [
+        f"{first if first == last else f'{first}-{last}'}: {format_size(size)}"
+        for first, last, size in report.ages
+    ]
+    return [
+        ("working set", format_size(report.working_set_bytes)),
+        ("ages", f"{', '.join(parts) or '-'}; since the last look {format_size(report.new_bytes)}"),
+    ]
 
 
 def _show_us(microseconds: float | None) -> str:
