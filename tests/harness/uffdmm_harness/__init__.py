@@ -25,6 +25,7 @@ What is where::
     stores      scripts/bench stores: its sections, its tables
     stores_tiers, stores_faults, stores_guest
                 what each section measures
+    soak        scripts/soak; soak_plan, soak_guest, soak_count: its parts
     spread      medians and ranges of what was measured several times
 
 Errors that a person can do something about are :class:`HarnessError`.
