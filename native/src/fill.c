@@ -93,7 +93,8 @@ static bool claim_page(struct window *w, uint32_t i)
             entry_make(UFFDMM_PAGE_RESIDENT, UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e), 0);
         break;
     case UFFDMM_PAGE_LOST:
-        if (i != w->demand || !w->fault.repair) {
+        /* without a slot there is nothing to read it from */
+        if (i != w->demand || !w->fault.repair || !entry_slot(e)) {
             return false;
         }
         /* fall through */
@@ -121,7 +122,7 @@ static bool claim_page(struct window *w, uint32_t i)
     default:
         return false;
     }
-    if (entry_state(e) == UFFDMM_PAGE_STORED) {
+    if (entry_state(e) == UFFDMM_PAGE_STORED || c->kind == CLAIM_SLOT) {
         c->filling = entry_with(e, UFFDMM_PAGE_FILLING, UFFDMM_ENTRY_BUSY);
     } else {
         c->filling =

@@ -64,6 +64,13 @@ static void set(struct shard *sh, uint64_t pfn)
     }
 }
 
+void lost_adopt(struct shard *sh, uint64_t pfn)
+{
+    if (sh->lost.map) {
+        set(sh, pfn);
+    }
+}
+
 void lost_cleared(struct shard *sh, uint64_t pfn)
 {
     struct lost *l = &sh->lost;

@@ -44,6 +44,9 @@ bool lost_due(const struct shard *sh, const struct deferred *f);
  */
 enum serve_outcome lost_give_up(struct window *w);
 
+/* Page @pfn of the region was poisoned by a worker that died; before the thread starts. */
+void lost_adopt(struct shard *sh, uint64_t pfn);
+
 /* A fault on the page @pfn, whose entry @e is LOST. */
 enum serve_outcome lost_fault(struct shard *sh, uint64_t pfn, uint64_t e);
 

@@ -46,6 +46,7 @@
 #include "evict_io.h"
 #include "hierarchy.h"
 #include "log.h"
+#include "lost.h"
 #include "policy.h"
 #include "region.h"
 #include "test_hooks.h"
@@ -127,7 +128,9 @@ static uint64_t outcome(uint64_t e, bool present)
         return UINT64_MAX;
     }
     if (state == UFFDMM_PAGE_LOST) {
-        return entry_make(UFFDMM_PAGE_LOST, 0, 0, gen, 0);
+        /* poisoned: its slot is what it comes back from once the store is repaired */
+        return present || !entry_slot(e) ? entry_make(UFFDMM_PAGE_LOST, 0, 0, gen, 0)
+                                         : entry_with(e, UFFDMM_PAGE_LOST, 0);
     }
     if (state == UFFDMM_PAGE_DISCARDED || state == UFFDMM_PAGE_UNTRACKED) {
         mayhole = UFFDMM_ENTRY_MAYHOLE;
@@ -156,7 +159,9 @@ static uint64_t outcome(uint64_t e, bool present)
 /* True when @e names slots of a tier. */
 static bool names_slot(uint64_t e)
 {
-    return entry_state(e) == UFFDMM_PAGE_STORED && entry_tier(e) != UFFDMM_TIER_ZERO;
+    return (entry_state(e) == UFFDMM_PAGE_STORED ||
+            (entry_state(e) == UFFDMM_PAGE_LOST && entry_slot(e))) &&
+           entry_tier(e) != UFFDMM_TIER_ZERO;
 }
 
 /* Takes the slots that @e names; false when they are not there for page @pfn. */
@@ -264,6 +269,9 @@ static void apply_pages(struct region *r, const uint64_t *present, const uint64_
         } while (!entry_cas(&r->entries[pfn], e, to));
         if (names_slot(plan[pfn]) && to != plan[pfn]) {
             untake_slots(r, plan[pfn]);
+        }
+        if (entry_state(to) == UFFDMM_PAGE_LOST && names_slot(to)) {
+            lost_adopt(page_shard(r, pfn), pfn);
         }
         lost += entry_state(to) == UFFDMM_PAGE_LOST;
     }

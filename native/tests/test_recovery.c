@@ -230,6 +230,8 @@ static void dies_at(void **state)
 
     snprintf(file, sizeof(file), "/var/tmp/uffdmm-crash-%d", (int)getpid());
     o.variable = "UFFDMM_MANAGER_HOOKS";
+    o.arguments[2] = "--sandbox=off"; /* the hook removes a file */
+    o.arguments[3] = NULL;
     setenv("UFFDMM_TEST_CRASH", point, 1);
     setenv("UFFDMM_TEST_CRASH_FILE", file, 1);
     hier_start(&r, &o);
