@@ -97,7 +97,7 @@ static bool claim_page(struct window *w, uint32_t i)
         if (i != w->demand || !w->fault.repair || !entry_slot(e)) {
             return false;
         }
-        /* fall through */
+        __attribute__((fallthrough));
     case UFFDMM_PAGE_STORED:
         c->before = e;
         t = vm_tier(vm, e);

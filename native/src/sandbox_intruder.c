@@ -74,7 +74,9 @@ static long try_read_elsewhere(void)
 
 static long try_write_elsewhere(void)
 {
-    return open(getenv("UFFDMM_TEST_ELSEWHERE"), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    const char *path = getenv("UFFDMM_TEST_ELSEWHERE");
+
+    return path ? open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600) : -1;
 }
 
 /* The same as a request of an io_uring, which no filter of system calls sees. */
