@@ -25,7 +25,7 @@ from uffdmm.cli.vms import ListedVm, StatusReport
 Run = Any
 
 # What the fake says of its tiers, which no test changes by accident.
-PLANE = "  control plane: min 0 B, max none, shares 0, priority 0\n"
+PLANE = "  control plane: min 0 B, max none, shares 100, priority 50\n"
 TIERS = PLANE + "  tier ram: no bound\n  tier ssd: no bound\n"
 
 
@@ -571,7 +571,11 @@ def test_self_test_on_this_kernel(run: Run) -> None:
 def test_interrupt_ends_the_self_test_soon() -> None:
     if hostfacts.probe_host().uffd_api_error:
         pytest.skip("needs userfaultfd")
-    command = [sys.executable, "-m", "uffdmm", "check-host", "--self-test", "--seconds", "60"]
+    command = [
+        # whoever started the tests in the background had SIGINT ignored
+        *("env", "--default-signal=INT", sys.executable, "-m", "uffdmm"),
+        *("check-host", "--self-test", "--seconds", "60"),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert "eviction race" in process.stderr.readline()

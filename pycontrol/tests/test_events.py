@@ -201,6 +201,8 @@ def test_the_command(vm: LiveVm, fake: FakeManager, capfd: pytest.CaptureFixture
 def test_following_until_interrupted(vm: LiveVm, fake: FakeManager) -> None:
     process = subprocess.Popen(
         [
+            # whoever started the tests in the background had SIGINT ignored
+            *("env", "--default-signal=INT"),
             *(sys.executable, "-m", "uffdmm", "--socket", str(fake.path)),
             *("events", "--follow", "--interval", "0.1", "--json"),
         ],
