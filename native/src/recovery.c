@@ -285,7 +285,7 @@ static void apply_pages(struct region *r, const uint64_t *present, const uint64_
 
 static int reconcile(struct region *r, char *err, size_t err_len)
 {
-    uint64_t *plan = malloc(r->nr_pages * sizeof(*plan));
+    uint64_t *plan = calloc(r->nr_pages, sizeof(*plan));
     uint64_t *present = calloc((r->nr_pages + 63) / 64, sizeof(*present));
     int ret = plan && present ? 0 : -ENOMEM;
 
