@@ -109,13 +109,6 @@ static int check_kept(const struct vm *vm, const struct hierarchy_kept *kept, un
     const struct tier *t = &vm->tier[i];
     uint8_t id[16] = {0};
 
-    if (!t->ops->take) {
-        snprintf(err, err_len,
-                 "tier %s holds pages of VM '%s', and its type cannot be taken over by a "
-                 "new worker",
-                 t->config->name, vm->name);
-        return -EOPNOTSUPP;
-    }
     t->ops->identity(t, id);
     if (memcmp(id, kept->volume_ids[i], sizeof(id)) != 0) {
         snprintf(err, err_len,
@@ -180,8 +173,12 @@ int hierarchy_open(struct vm *vm, uint64_t ram_bytes, char *err, size_t err_len)
     return ret;
 }
 
-/* Tiers are known by their places in entries: all there were must be there again. */
-static int check_names(const struct vm *vm, const struct hierarchy_kept *kept, char *err,
+/*
+ * Tiers are known by their places in entries: all there were must be there again, and such
+ * as can be taken over.  Nothing is opened before that is known: it would be given another
+ * epoch each time that QEMU tries.
+ */
+static int check_tiers(const struct vm *vm, const struct hierarchy_kept *kept, char *err,
                        size_t err_len)
 {
     if (kept->nr_tiers != vm->options->nr_tiers + 1ULL) {
@@ -202,6 +199,14 @@ static int check_names(const struct vm *vm, const struct hierarchy_kept *kept, c
                 vm->name, i, kept->names[i], name);
             return -EINVAL;
         }
+        if (!tier_can_be_kept(vm->tier_configs[i].type)) {
+            snprintf(
+                err, err_len,
+                "tier %s holds pages of VM '%s', and its type cannot be taken over by a "
+                "new worker: the guest waits, end the VM",
+                name, vm->name);
+            return -EOPNOTSUPP;
+        }
     }
     return 0;
 }
@@ -209,7 +214,7 @@ static int check_names(const struct vm *vm, const struct hierarchy_kept *kept, c
 int hierarchy_take_over(struct vm *vm, uint64_t ram_bytes,
                         const struct hierarchy_kept *kept, char *err, size_t err_len)
 {
-    int ret = check_names(vm, kept, err, err_len);
+    int ret = check_tiers(vm, kept, err, err_len);
 
     if (ret) {
         return ret;

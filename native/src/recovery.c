@@ -156,6 +156,20 @@ static uint64_t outcome(uint64_t e, bool present)
     }
 }
 
+/*
+ * The same for a page of @r.  A poisoned page is read again by whoever wants it when poison
+ * is no longer configured: nobody else would.
+ */
+static uint64_t decide(const struct region *r, uint64_t e, bool present)
+{
+    uint64_t to = outcome(e, present);
+
+    if (entry_state(to) == UFFDMM_PAGE_LOST && entry_slot(to) && !r->vm->lost_after_ns) {
+        to = entry_with(to, UFFDMM_PAGE_STORED, 0);
+    }
+    return to;
+}
+
 /* True when @e names slots of a tier. */
 static bool names_slot(uint64_t e)
 {
@@ -231,7 +245,7 @@ static int plan_pages(struct region *r, const uint64_t *present, uint64_t *plan,
     for (uint64_t pfn = 0; pfn < r->nr_pages; pfn++) {
         uint64_t e = entry_load(&r->entries[pfn]);
 
-        plan[pfn] = outcome(e, present[pfn / 64] >> (pfn % 64) & 1);
+        plan[pfn] = decide(r, e, present[pfn / 64] >> (pfn % 64) & 1);
         if (plan[pfn] != UINT64_MAX &&
             (!names_slot(plan[pfn]) || take_slots(r, pfn, plan[pfn]))) {
             continue;
@@ -255,14 +269,14 @@ static int plan_pages(struct region *r, const uint64_t *present, uint64_t *plan,
 /* Puts the plan into the table.  QEMU may discard meanwhile: that wins. */
 static void apply_pages(struct region *r, const uint64_t *present, const uint64_t *plan)
 {
-    uint64_t lost = 0;
+    uint64_t lost = 0, poisoned = 0;
 
     for (uint64_t pfn = 0; pfn < r->nr_pages; pfn++) {
         uint64_t e, to;
 
         do {
             e = entry_load(&r->entries[pfn]);
-            to = outcome(e, present[pfn / 64] >> (pfn % 64) & 1);
+            to = decide(r, e, present[pfn / 64] >> (pfn % 64) & 1);
             if (to == UINT64_MAX || (names_slot(to) && to != plan[pfn])) {
                 to = entry_make(UFFDMM_PAGE_LOST, 0, 0, entry_gen(e), 0);
             }
@@ -272,11 +286,13 @@ static void apply_pages(struct region *r, const uint64_t *present, const uint64_
         }
         if (entry_state(to) == UFFDMM_PAGE_LOST && names_slot(to)) {
             lost_adopt(page_shard(r, pfn), pfn);
+            poisoned++;
+        } else {
+            lost += entry_state(to) == UFFDMM_PAGE_LOST;
         }
-        lost += entry_state(to) == UFFDMM_PAGE_LOST;
     }
+    stats_add(&r->vm->stats->lost_pages, lost + poisoned);
     if (lost) {
-        stats_add(&r->vm->stats->lost_pages, lost * region_units(r));
         log_error("region %s: %llu pages are in no place where they could be: they stay "
                   "blocked",
                   r->name, (unsigned long long)lost);

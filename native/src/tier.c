@@ -34,6 +34,13 @@ static const struct tier_ops *ops_of(uint32_t type)
     }
 }
 
+bool tier_can_be_kept(uint32_t type)
+{
+    const struct tier_ops *ops = ops_of(type);
+
+    return ops && ops->take;
+}
+
 int tier_open(struct tier *t, unsigned index, const struct tier_config *config,
               const struct tier_vm *vm, struct uffdmm_tier_stats *stats, char *err,
               size_t err_len)

@@ -171,6 +171,9 @@ int tier_open(struct tier *t, unsigned index, const struct tier_config *config,
               const struct tier_vm *vm, struct uffdmm_tier_stats *stats, char *err,
               size_t err_len);
 
+/* True when a new worker can take over what a dead one has in a tier of this type. */
+bool tier_can_be_kept(uint32_t type);
+
 /*
  * put() within what policy allows: pages beyond that get -ENOSPC, and all of them while
  * the tier is away, or is slow or failing and not the last one.

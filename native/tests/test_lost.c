@@ -262,6 +262,28 @@ static void poisoned_page_that_is_given_back_reads_as_zero(void **state)
     repair_and_stop(&h, 1);
 }
 
+/* The slot of a poisoned page stays its own from worker to worker. */
+static void poisoned_page_comes_back_after_its_worker_was_killed(void **state)
+{
+    struct hier_options o = poisoning;
+    struct hier h;
+    (void)state;
+
+    o.resilient = true;
+    uint64_t pfn = start_broken(&h, &o);
+    assert_int_equal(result_of(&h, TOUCH, pfn), 1);
+    pid_t worker = (pid_t)hier_stats(&h).vm.worker_pid;
+    assert_return_code(kill(worker, SIGKILL), 0);
+    assert_true(process_gone(worker, 5000));
+    assert_true(manager_logged(&h.manager, "taken over", HIER_END_MS));
+    assert_int_equal(result_of(&h, LOST, pfn), 1);
+    assert_int_equal(result_of(&h, TOUCH, pfn), 1);
+    hier_trigger(&h, "broken", false);
+    hier_do(&h, HIER_EXTRA, AWAIT, pfn);
+    hier_trigger(&h, "broken", true);
+    repair_and_stop(&h, 1);
+}
+
 static void guest_waits_unless_poison_is_configured(void **state)
 {
     struct hier_options o = poisoning;
@@ -308,6 +330,7 @@ int main(void)
         cmocka_unit_test(page_that_cannot_be_read_is_poisoned_and_comes_back),
         cmocka_unit_test(poison_stays_when_the_page_tables_are_zapped),
         cmocka_unit_test(poisoned_page_that_is_given_back_reads_as_zero),
+        cmocka_unit_test(poisoned_page_comes_back_after_its_worker_was_killed),
         cmocka_unit_test(guest_waits_unless_poison_is_configured),
         cmocka_unit_test(state_tells_of_a_page_that_waits_while_others_are_stored),
     };
