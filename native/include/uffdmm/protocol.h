@@ -51,8 +51,19 @@ enum uffdmm_msg_type {
     UFFDMM_MSG_REGIONS = 11,      /* control -> worker */
     UFFDMM_MSG_EVICT = 12,        /* control -> worker */
     UFFDMM_MSG_PREFETCH = 13,     /* control -> worker */
-    /* 32..47 are kept for migration */
-    UFFDMM_MSG_REPLY = 0x8000 /* or-ed into the type of a reply */
+    UFFDMM_MSG_MIG_ARM = 32,      /* control -> worker, on the source */
+    UFFDMM_MSG_MIG_START = 33,    /* QEMU -> worker, on the source */
+    UFFDMM_MSG_MIG_READ = 34,     /* QEMU -> worker, on the source */
+    UFFDMM_MSG_MIG_END = 35,      /* QEMU or control -> worker */
+    UFFDMM_MSG_MIG_STATUS = 36,   /* control -> worker */
+    UFFDMM_MSG_MIG_EXPORT = 37,   /* control -> worker, on the source */
+    UFFDMM_MSG_MIG_ACK = 38,      /* control -> worker, on the source */
+    UFFDMM_MSG_MIG_RELEASE = 39,  /* control -> worker, on the source */
+    UFFDMM_MSG_MIG_PREPARE = 40,  /* control -> worker, destination */
+    UFFDMM_MSG_MIG_IMPORT = 41,   /* control -> worker, destination */
+    UFFDMM_MSG_MIG_INSTALL = 42,  /* QEMU -> worker, on the destination */
+    UFFDMM_MSG_MIG_TAKE = 43,     /* control -> worker, destination */
+    UFFDMM_MSG_REPLY = 0x8000     /* or-ed into the type of a reply */
 };
 
 struct uffdmm_msg_header {
@@ -245,6 +256,210 @@ struct uffdmm_list_entry {
 struct uffdmm_reconnect {
     struct uffdmm_region_create create;
     struct uffdmm_region_attach attach;
+};
+
+/* ------------------------------------------------------------------------ */
+/* Migration by location: docs/migration.md tells the whole of it             */
+
+/*
+ * The set S of a session, one memfd a region, written by the QEMU of the source
+ * alone: this header (one page), then at pages_offset one element a page of the
+ * region.  An element with entry 0 is not in S.  QEMU writes `record` before
+ * `entry`, and reads the page-state entry once more after both, so that a slot
+ * which the worker frees meanwhile is either seen here or not named here.
+ */
+enum uffdmm_set_consts {
+    UFFDMM_SET_MAGIC = 0x4d534455, /* "UDSM" */
+    UFFDMM_SET_VERSION = 1
+};
+
+struct uffdmm_set_header {
+    uint32_t magic;
+    uint32_t version;
+    uint64_t session;
+    uint64_t nr_pages;
+    uint64_t pages_offset; /* bytes */
+    uint64_t changes;      /* elements written so far, by QEMU */
+    uint64_t acked;        /* of those: known there; by the worker */
+};
+
+/* What the page was when it was skipped: STORED or EMPTY, nothing else. */
+struct uffdmm_set_page {
+    uint64_t entry;  /* as in the page-state table, flags cleared; 0: none */
+    uint64_t record; /* likewise; EMPTY: 0 */
+};
+
+/*
+ * Digest of S: the sum over its pages, modulo 2^64, of
+ * mix(mix(mix(pfn + 1) ^ v) ^ record), where v is entry >> 12 (generation and
+ * slot) of a page with a slot, 0 of one in the zero tier and ~0 of an EMPTY one.
+ * mix(x) is the finalizer of splitmix64: x ^= x >> 30, x *= 0xbf58476d1ce4e5b9,
+ * x ^= x >> 27, x *= 0x94d049bb133111eb, x ^= x >> 31.  The tier is left out: its
+ * number may differ between the hosts.
+ */
+
+/*
+ * MIG_ARM: the next migration of this VM is session `session`, of which the
+ * pages in tier `tier` go by location; 0 disarms.
+ * Refused while one is under way.
+ */
+struct uffdmm_mig_arm {
+    uint64_t session; /* not 0, chosen at random by the control plane */
+    uint32_t tier;    /* of a shared one; 0: only EMPTY and zero pages */
+    uint32_t pad;
+};
+
+/*
+ * MIG_START, one for each region: the migration begins, S is empty.  The reply
+ * carries the memfd of S and a bounce buffer for MIG_READ; an older session of
+ * this region is dropped.  Without MIG_ARM the session is 0: no page goes by
+ * location, and there is no S, but MIG_READ works.
+ */
+struct uffdmm_mig_start {
+    uint32_t region_id;
+    uint32_t tid; /* of QEMU's migration thread; its faults are counted apart */
+};
+
+struct uffdmm_mig_start_reply {
+    uint64_t session;     /* 0: by content only */
+    uint64_t set_size;    /* bytes of S, 0 without */
+    uint64_t bounce_size; /* bytes */
+    uint32_t tier;        /* as armed */
+    uint32_t pad;
+};
+
+/*
+ * MIG_READ: the content of pages that are STORED, without bringing them in.
+ * Page first + i goes to byte i * page_size of the bounce buffer; bit i of
+ * `valid` tells that it did, entries[i] which entry it was read from.
+ */
+enum { UFFDMM_MIG_READ_MAX = 64 };
+
+struct uffdmm_mig_read {
+    uint32_t region_id;
+    uint32_t nr; /* 1..UFFDMM_MIG_READ_MAX */
+    uint64_t first;
+};
+
+struct uffdmm_mig_read_reply {
+    uint64_t valid;
+    uint64_t entries[UFFDMM_MIG_READ_MAX];
+};
+
+enum uffdmm_mig_outcome {
+    UFFDMM_MIG_FAILED = 1, /* the guest stays here: frozen slots are freed */
+    UFFDMM_MIG_SENT = 2    /* all has left, the guest is stopped: keep all */
+};
+
+/* MIG_END; session 0 stands for that of MIG_START.  FAILED may follow SENT. */
+struct uffdmm_mig_end {
+    uint64_t session;
+    uint32_t outcome; /* enum uffdmm_mig_outcome */
+    uint32_t pad;
+};
+
+enum uffdmm_mig_stage {
+    UFFDMM_MIG_IDLE = 0,
+    UFFDMM_MIG_ARMED = 1,      /* source */
+    UFFDMM_MIG_RUNNING = 2,    /* source: MIG_START has come */
+    UFFDMM_MIG_ALL_SENT = 3,   /* source: MIG_END with SENT */
+    UFFDMM_MIG_RELEASED = 4,   /* source: the volume is the destination's */
+    UFFDMM_MIG_PREPARED = 16,  /* destination */
+    UFFDMM_MIG_INSTALLED = 17, /* destination: S is in the table */
+    UFFDMM_MIG_TAKEN = 18      /* destination: it owns the volume */
+};
+
+/* MIG_STATUS has no payload. */
+struct uffdmm_mig_status_reply {
+    uint64_t session;
+    uint32_t stage; /* enum uffdmm_mig_stage */
+    uint32_t tier;
+    uint64_t located;        /* pages in S now, or imported */
+    uint64_t bypass_pages;   /* sent from a store without bringing them in */
+    uint64_t swap_ins;       /* faults of the threads that migrate */
+    uint64_t frozen_slots;   /* kept only because S names them */
+    uint64_t epoch;          /* of the volume of the tier */
+    uint8_t volume_uuid[16]; /* of the VM that it was made for */
+};
+
+/*
+ * MIG_EXPORT: { index } as in REGIONS, during a session.  The reply is that of
+ * REGIONS and carries two read-only memfds: S and the page-state table,
+ * where the ages are.
+ *
+ * MIG_ACK: { session, changes }: the destination has S as it was when so many
+ * changes had been made to the S of this region.
+ */
+struct uffdmm_mig_ack {
+    uint64_t session;
+    uint32_t region_id;
+    uint32_t pad;
+    uint64_t changes;
+};
+
+/*
+ * MIG_RELEASE, after SENT: drains writes and trims, then writes RELEASED with
+ * the next epoch and the destination durably to the volume; from the reply on
+ * this side writes nothing more there and frees nothing.
+ */
+struct uffdmm_mig_release {
+    uint64_t session;
+    char destination[UFFDMM_NAME_MAX]; /* host, for the record in the volume */
+};
+
+struct uffdmm_mig_release_reply {
+    uint64_t epoch; /* that the destination has to take */
+};
+
+/*
+ * MIG_PREPARE, on the destination before its QEMU loads: locations of `session`
+ * will come, in the volume of tier `tier`, which the source holds in `epoch`.
+ * The volume is opened for reading only; this side stores new pages elsewhere.
+ */
+struct uffdmm_mig_prepare {
+    uint64_t session;
+    uint32_t tier; /* index here; 0: no slots will be named */
+    uint32_t pad;
+    uint64_t epoch;
+    uint8_t volume_uuid[16];
+    char volume_name[UFFDMM_NAME_MAX]; /* name of the VM on the source */
+};
+
+/*
+ * MIG_IMPORT carries one sealed memfd of `nr` locations; later ones replace
+ * earlier ones of the same page.  All or none of them are taken.
+ */
+struct uffdmm_mig_location {
+    uint64_t pfn;
+    uint64_t entry;  /* as in S, tier 0 or that of MIG_PREPARE; 0: withdrawn */
+    uint64_t record; /* as in S */
+    uint8_t age;     /* as in the page-state table */
+    uint8_t pad[7];
+};
+
+struct uffdmm_mig_import {
+    uint64_t session;
+    uint64_t nr; /* 1..16 Mi */
+    char region[UFFDMM_NAME_MAX];
+};
+
+/*
+ * MIG_INSTALL: RAM has been loaded; S of this region has `count` pages and this
+ * digest.  Answered once the locations that came agree and are in the table,
+ * and all of S is punched; or with an error after `timeout_ms`.
+ */
+struct uffdmm_mig_install {
+    uint64_t session;
+    uint32_t region_id;
+    uint32_t timeout_ms;
+    uint64_t count;
+    uint64_t digest;
+};
+
+/* MIG_TAKE: the source has released the volume; this side owns it now. */
+struct uffdmm_mig_take {
+    uint64_t session;
+    uint64_t epoch; /* as MIG_RELEASE told */
 };
 
 /* ------------------------------------------------------------------------ */
@@ -456,13 +671,15 @@ struct uffdmm_stats {
     uint64_t opt_out;
     uint64_t track_permille;
 
-    uint64_t pinned;      /* pages not evicted because of a pin */
-    uint64_t prefetched;  /* pages brought in by PREFETCH */
-    uint64_t recoveries;  /* workers that took over from a dead one */
-    uint64_t recovery_ns; /* how long the last one took */
-    uint64_t quarantined; /* slots that wait for late writes */
+    uint64_t pinned;             /* pages not evicted because of a pin */
+    uint64_t prefetched;         /* pages brought in by PREFETCH */
+    uint64_t migration_swap_ins; /* faults of threads that migrate */
+    uint64_t bypass_pages;       /* read by MIG_READ */
+    uint64_t recoveries;         /* workers that took over from a dead one */
+    uint64_t recovery_ns;        /* how long the last one took */
+    uint64_t quarantined;        /* slots that wait for late writes */
 
-    uint64_t reserved[14];
+    uint64_t reserved[12];
     uint64_t fault_hist[UFFDMM_HIST_BUCKETS]; /* from message to page */
 };
 
