@@ -80,7 +80,8 @@ static int make_label(struct superblock *label, const struct tier_vm *vm)
  * Looks whether the volume may be taken, and notes what was there: v->label is what
  * has to be written, v->former the owner before.
  */
-static int check_label(struct file_volume *v, const char *what, char *err, size_t err_len)
+static int check_label(struct file_volume *v, const struct tier_vm *vm, const char *what,
+                       char *err, size_t err_len)
 {
     _Alignas(PAGE_SIZE_4K) char block[SUPERBLOCK_BYTES];
     struct superblock asker = v->label;
@@ -100,6 +101,12 @@ static int check_label(struct file_volume *v, const char *what, char *err, size_
     ret = superblock_check(block, &asker, what, err, err_len);
     if (ret) {
         return ret;
+    }
+    if (vm->incoming && kind == SUPERBLOCK_VALID &&
+        v->former.state == SUPERBLOCK_RELEASED) {
+        /* maybe to us: only who drives the migration knows */
+        snprintf(err, err_len, "%s was released by host %s", what, v->former.owner.host);
+        return -EBUSY;
     }
     v->label.epoch = asker.epoch;
     v->label.state = asker.state;
@@ -164,7 +171,7 @@ int file_label_take(struct file_volume *v, const struct tier_vm *vm, char *err,
                  what);
         return ret;
     }
-    ret = check_label(v, what, err, err_len);
+    ret = check_label(v, vm, what, err, err_len);
     if (!ret && v->leftovers && !file_volume_is_device(v)) {
         if (ftruncate(v->fd, SUPERBLOCK_BYTES) < 0) {
             ret = -errno;
@@ -229,6 +236,103 @@ int file_label_held(const struct file_volume *v, char *err, size_t err_len)
         return ret;
     }
     return superblock_still_held(block, &v->label, what, err, err_len);
+}
+
+/* Reads the label, which must be a superblock.  0 or a negative errno with @err. */
+static int read_label(const struct file_volume *v, const char *what,
+                      struct superblock *label, char *err, size_t err_len)
+{
+    _Alignas(PAGE_SIZE_4K) char block[SUPERBLOCK_BYTES];
+    int ret = read_block(v, block);
+
+    if (ret) {
+        snprintf(err, err_len, "cannot read the label of %s: %s", what, strerror(-ret));
+    } else if (superblock_parse(block, label) != SUPERBLOCK_VALID) {
+        snprintf(err, err_len, "the label of %s is not that of a volume in use", what);
+        ret = -EUCLEAN;
+    }
+    return ret;
+}
+
+int file_label_match(struct file_volume *v, const struct tier_source *from, char *err,
+                     size_t err_len)
+{
+    char what[sizeof(v->config->paths[0]) + sizeof(v->file) + 96];
+    int ret;
+
+    describe(v, what, sizeof(what));
+    ret = read_label(v, what, &v->label, err, err_len);
+    return ret ? ret
+               : superblock_match(&v->label, from->name, from->uuid, from->epoch, what,
+                                  err, err_len);
+}
+
+int file_label_give(struct file_volume *v, const char *destination, uint64_t *epoch,
+                    char *err, size_t err_len)
+{
+    char what[sizeof(v->config->paths[0]) + sizeof(v->file) + 96];
+    struct superblock now, label = v->label;
+    int ret;
+
+    describe(v, what, sizeof(what));
+    superblock_give(&label, destination);
+    *epoch = label.epoch;
+    ret = read_label(v, what, &now, err, err_len);
+    if (ret || superblock_same(&now, &label)) {
+        return ret; /* the write of the call before has come through after all */
+    }
+    ret = file_label_held(v, err, err_len);
+    if (ret) {
+        return ret;
+    }
+    ret = fdatasync(v->fd) < 0 ? -errno : write_label(v, &label);
+    if (ret) {
+        snprintf(err, err_len, "cannot write the label of %s: %s", what, strerror(-ret));
+    }
+    return ret;
+}
+
+int file_label_receive(struct file_volume *v, const struct tier_vm *vm, uint64_t epoch,
+                       char *err, size_t err_len)
+{
+    char what[sizeof(v->config->paths[0]) + sizeof(v->file) + 96];
+    struct superblock now, label;
+    bool locked;
+    int ret;
+
+    describe(v, what, sizeof(what));
+    ret = make_label(&label, vm);
+    if (ret) {
+        snprintf(err, err_len, "cannot tell this host and process: %s", strerror(-ret));
+        return ret;
+    }
+    label.epoch = epoch;
+    label.state = SUPERBLOCK_OWNED;
+    ret = read_label(v, what, &now, err, err_len);
+    if (!ret) {
+        ret = superblock_receive(&now, &v->label, epoch, what, err, err_len);
+    }
+    if (!ret) {
+        ret = file_volume_writable(v);
+        if (!ret) {
+            ret = lock_volume(v, &locked);
+        }
+        if (ret) {
+            snprintf(err, err_len, "cannot open %s for writing: %s", what,
+                     strerror(-ret));
+            return ret;
+        }
+        now = v->label;
+        v->label = label;
+        ret = set_label(v, locked, what, err, err_len);
+        if (ret) {
+            v->label = now;
+        }
+        if (locked) {
+            flock(v->fd, LOCK_UN);
+        }
+    }
+    return ret;
 }
 
 bool file_label_release(const struct file_volume *v, bool keep)

@@ -28,6 +28,24 @@ int file_label_keep(struct file_volume *v, const struct tier_vm *vm, char *err,
  */
 int file_label_held(const struct file_volume *v, char *err, size_t err_len);
 
+/* Is the open volume held by @from, in that epoch?  Notes its label.  0 or as above. */
+int file_label_match(struct file_volume *v, const struct tier_source *from, char *err,
+                     size_t err_len);
+
+/*
+ * Writes that the volume is released to @destination, in the epoch after ours; also when
+ * that was done already.  0, or a negative errno with @err.
+ */
+int file_label_give(struct file_volume *v, const char *destination, uint64_t *epoch,
+                    char *err, size_t err_len);
+
+/*
+ * Makes a volume that matched ours, if its label says that it was released in @epoch.
+ * 0, or a negative errno with @err; -EPERM: it has not been released, or in another epoch.
+ */
+int file_label_receive(struct file_volume *v, const struct tier_vm *vm, uint64_t epoch,
+                       char *err, size_t err_len);
+
 /*
  * Tells in the label of a volume that is being closed what the next owner finds: pages
  * that are needed, with @keep, or nothing.  False when the volume is not ours any more,

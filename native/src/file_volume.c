@@ -232,7 +232,82 @@ int file_volume_open(struct file_volume *v, const struct tier_config *config,
     return ret;
 }
 
+int file_volume_attach(struct file_volume *v, const struct tier_config *config,
+                       unsigned index, const struct tier_source *from, char *err,
+                       size_t err_len)
+{
+    struct stat st;
+    int ret = 0;
+
+    memset(v, 0, sizeof(*v));
+    v->fd = v->dir_fd = -1;
+    v->config = config;
+    v->path = config->paths[index];
+    if (stat(v->path, &st) == 0 && S_ISBLK(st.st_mode)) {
+        v->zero = FILE_VOLUME_PUNCH;
+        v->fd = open(v->path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+    } else {
+        snprintf(v->file, sizeof(v->file), "%s.volume", from->name);
+        v->dir_fd = open_dir(config, v->path, err, err_len);
+        if (v->dir_fd < 0) {
+            return v->dir_fd;
+        }
+        v->fd =
+            openat(v->dir_fd, v->file, O_RDONLY | O_DIRECT | O_CLOEXEC | O_NOFOLLOW, 0);
+    }
+    if (v->fd < 0) {
+        ret = -errno;
+    } else if (file_volume_is_device(v)) {
+        ret = ioctl(v->fd, BLKGETSIZE64, &v->bytes) < 0 ? -errno : 0;
+    } else {
+        ret = fstat(v->fd, &st) < 0 ? -errno : S_ISREG(st.st_mode) ? 0 : -EINVAL;
+        v->bytes = ret ? 0 : (uint64_t)st.st_size;
+    }
+    if (ret) {
+        snprintf(
+            err, err_len,
+            "tier %s: cannot open volume %s of the source in %s: %s; is that what the "
+            "source's tier has, too?",
+            config->name, v->file, v->path, strerror(-ret));
+    } else {
+        ret = file_label_match(v, from, err, err_len);
+    }
+    if (ret) {
+        file_volume_detach(v);
+    }
+    return ret;
+}
+
+int file_volume_writable(struct file_volume *v)
+{
+    int fd = file_volume_is_device(v)
+                 ? open(v->path, O_RDWR | O_EXCL | O_DIRECT | O_CLOEXEC)
+                 : openat(v->dir_fd, v->file, O_RDWR | O_DIRECT | O_CLOEXEC | O_NOFOLLOW);
+    int ret = 0;
+
+    if (fd < 0) {
+        return -errno;
+    }
+    /* under the same number: reads go on meanwhile */
+    if (dup3(fd, v->fd, O_CLOEXEC) < 0) {
+        ret = -errno;
+    }
+    close(fd);
+    return ret;
+}
+
 /* ---- closing ------------------------------------------------------------- */
+
+void file_volume_detach(struct file_volume *v)
+{
+    if (v->fd >= 0) {
+        close(v->fd);
+    }
+    if (v->dir_fd >= 0) {
+        close(v->dir_fd);
+    }
+    v->fd = v->dir_fd = -1;
+}
 
 void file_volume_close(struct file_volume *v, bool keep)
 {

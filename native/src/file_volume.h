@@ -45,6 +45,17 @@ struct file_volume {
 int file_volume_open(struct file_volume *v, const struct tier_config *config,
                      unsigned index, const struct tier_vm *vm, char *err, size_t err_len);
 
+/* Opens the volume of @from, which another host holds, for reading; as above. */
+int file_volume_attach(struct file_volume *v, const struct tier_config *config,
+                       unsigned index, const struct tier_source *from, char *err,
+                       size_t err_len);
+
+/* May be written from now on: the label says that it is ours.  0 or a negative errno. */
+int file_volume_writable(struct file_volume *v);
+
+/* Closes it and leaves it as it is: it is another's. */
+void file_volume_detach(struct file_volume *v);
+
 /* Closes it: with @keep it stays as it is, else the file is removed or the device freed. */
 void file_volume_close(struct file_volume *v, bool keep);
 

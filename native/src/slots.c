@@ -186,6 +186,30 @@ bool slots_alloc_run(struct slots *s, uint64_t want, uint64_t *start)
     return found;
 }
 
+bool slots_claim(struct slots *s, uint64_t slot)
+{
+    bool ok = false;
+
+    pthread_mutex_lock(&s->lock);
+    if (slot > 0 && slot < s->nr && !bit_test(s->taken, slot)) {
+        bit_set(s->taken, slot);
+        bit_set(s->written, slot);
+        s->used++;
+        ok = true;
+    }
+    pthread_mutex_unlock(&s->lock);
+    return ok;
+}
+
+void slots_mark_written(struct slots *s)
+{
+    pthread_mutex_lock(&s->lock);
+    for (uint64_t slot = 1; slot < s->nr; slot++) {
+        bit_set(s->written, slot);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
 bool slots_free(struct slots *s, uint64_t slot)
 {
     bool ok = false;

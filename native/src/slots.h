@@ -41,6 +41,12 @@ uint64_t slots_alloc(struct slots *s, uint64_t want, uint64_t *start);
  */
 bool slots_alloc_run(struct slots *s, uint64_t want, uint64_t *start);
 
+/* Takes this very slot, which holds data.  False when it is taken, or outside. */
+bool slots_claim(struct slots *s, uint64_t slot);
+
+/* Every free slot may hold old data: they are to be trimmed. */
+void slots_mark_written(struct slots *s);
+
 /* Gives one slot back.  False, and nothing done, when it was not taken. */
 bool slots_free(struct slots *s, uint64_t slot);
 

@@ -332,3 +332,57 @@ int superblock_still_held(const void *buf, const struct superblock *self,
         (unsigned long long)sb.epoch, (unsigned long long)self->epoch);
     return -ESTALE;
 }
+
+/* ---- from host to host --------------------------------------------------- */
+
+int superblock_match(const struct superblock *sb, const char *vm_name,
+                     const uint8_t *vm_uuid, uint64_t epoch, const char *volume,
+                     char *err, size_t err_len)
+{
+    if (sb->state == SUPERBLOCK_OWNED && sb->epoch == epoch &&
+        strcmp(sb->vm_name, vm_name) == 0 &&
+        memcmp(sb->vm_uuid, vm_uuid, sizeof(sb->vm_uuid)) == 0) {
+        return 0;
+    }
+    snprintf(
+        err, err_len,
+        "%s is that of VM %s on host %s in epoch %llu, state %u; the source says VM %s in "
+        "epoch %llu: do both hosts see the same store?",
+        volume, sb->vm_name, sb->owner.host, (unsigned long long)sb->epoch, sb->state,
+        vm_name, (unsigned long long)epoch);
+    return -ESTALE;
+}
+
+void superblock_give(struct superblock *sb, const char *destination)
+{
+    memset(&sb->owner, 0, sizeof(sb->owner));
+    snprintf(sb->owner.host, sizeof(sb->owner.host), "%s", destination);
+    sb->state = SUPERBLOCK_RELEASED;
+    sb->epoch++;
+}
+
+int superblock_receive(const struct superblock *now, const struct superblock *before,
+                       uint64_t epoch, const char *volume, char *err, size_t err_len)
+{
+    /* an epoch that is not the next one: it has been somewhere else meanwhile */
+    if (now->state == SUPERBLOCK_RELEASED && now->epoch == epoch &&
+        epoch == before->epoch + 1 && same_vm(now, before)) {
+        return 0;
+    }
+    snprintf(
+        err, err_len,
+        "%s has not been released in epoch %llu: it is VM %s's, of host %s, in epoch "
+        "%llu and state %u; the guest must not run here",
+        volume, (unsigned long long)epoch, now->vm_name, now->owner.host,
+        (unsigned long long)now->epoch, now->state);
+    return -EPERM;
+}
+
+bool superblock_same(const struct superblock *a, const struct superblock *b)
+{
+    char one[SUPERBLOCK_BYTES], other[SUPERBLOCK_BYTES];
+
+    superblock_make(one, a);
+    superblock_make(other, b);
+    return memcmp(one, other, sizeof(one)) == 0;
+}

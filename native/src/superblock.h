@@ -72,6 +72,27 @@ int superblock_check(const void *buf, struct superblock *self, const char *volum
                      char *err, size_t err_len);
 
 /*
+ * Is @sb the label of a volume in which another host has the pages of this VM, in that
+ * epoch?  0, or -ESTALE with one sentence in @err.
+ */
+int superblock_match(const struct superblock *sb, const char *vm_name,
+                     const uint8_t *vm_uuid, uint64_t epoch, const char *volume,
+                     char *err, size_t err_len);
+
+/* Makes the label of a holder that which hands the volume over to @destination. */
+void superblock_give(struct superblock *sb, const char *destination);
+
+/*
+ * May a volume whose label was @before, and is @now, be taken, which was released in
+ * @epoch?  0, or -EPERM with one sentence in @err.
+ */
+int superblock_receive(const struct superblock *now, const struct superblock *before,
+                       uint64_t epoch, const char *volume, char *err, size_t err_len);
+
+/* True when both are the same label. */
+bool superblock_same(const struct superblock *a, const struct superblock *b);
+
+/*
  * Is the volume whose first bytes are @buf still held by @self, in the same
  * epoch?  To be asked before a trim, and after a link was lost.  0, -ENOMEDIUM
  * when it is blank, -ESTALE when it has another owner or epoch, or as above.

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "clock.h"
 #include "config.h"
@@ -41,9 +42,10 @@ bool tier_can_be_kept(uint32_t type)
     return ops && ops->take;
 }
 
-int tier_open(struct tier *t, unsigned index, const struct tier_config *config,
-              const struct tier_vm *vm, struct uffdmm_tier_stats *stats, char *err,
-              size_t err_len)
+/* All of a tier but its volume. */
+static int tier_init(struct tier *t, unsigned index, const struct tier_config *config,
+                     const struct tier_vm *vm, struct uffdmm_tier_stats *stats, char *err,
+                     size_t err_len)
 {
     memset(t, 0, sizeof(*t));
     t->ops = ops_of(config->type);
@@ -53,6 +55,7 @@ int tier_open(struct tier *t, unsigned index, const struct tier_config *config,
     t->index = index;
     t->arena_fd = -1;
     t->unsettled = vm->kept;
+    pthread_mutex_init(&t->tidy_lock, NULL);
     t->max_bytes = config->capacity ? config->capacity : UINT64_MAX;
     snprintf(stats->name, sizeof(stats->name), "%s", config->name);
     stats->type = config->type;
@@ -62,7 +65,77 @@ int tier_open(struct tier *t, unsigned index, const struct tier_config *config,
                  config->name, config->type);
         return -EINVAL;
     }
-    return t->ops->open(t, vm, err, err_len);
+    return 0;
+}
+
+int tier_open(struct tier *t, unsigned index, const struct tier_config *config,
+              const struct tier_vm *vm, struct uffdmm_tier_stats *stats, char *err,
+              size_t err_len)
+{
+    int ret = tier_init(t, index, config, vm, stats, err, err_len);
+
+    return ret ? ret : t->ops->open(t, vm, err, err_len);
+}
+
+int tier_attach(struct tier *t, unsigned index, const struct tier_config *config,
+                const struct tier_vm *vm, const struct tier_source *from,
+                struct uffdmm_tier_stats *stats, char *err, size_t err_len)
+{
+    int ret = tier_init(t, index, config, vm, stats, err, err_len);
+
+    if (!ret && !t->ops->attach) {
+        snprintf(
+            err, err_len,
+            "tier %s keeps pages where no other host can read them: name one that is "
+            "shared",
+            config->name);
+        ret = -EINVAL;
+    }
+    if (!ret) {
+        t->hold = TIER_READING;
+        ret = t->ops->attach(t, vm, from, err, err_len);
+    }
+    return ret;
+}
+
+void tier_close(struct tier *t, bool keep)
+{
+    t->ops->close(t, keep);
+    pthread_mutex_destroy(&t->tidy_lock);
+}
+
+void tier_tidy(struct tier *t)
+{
+    if (!t->ops->tidy) {
+        return;
+    }
+    pthread_mutex_lock(&t->tidy_lock);
+    if (tier_hold(t) == TIER_HELD) {
+        t->ops->tidy(t);
+    }
+    pthread_mutex_unlock(&t->tidy_lock);
+}
+
+/*
+ * Whoever takes a slot or writes counts itself first and looks at `hold` then; here it
+ * is the other way round.  So either he sees that the volume is closed, or we see him.
+ */
+int tier_quiesce(struct tier *t, uint64_t timeout_ns)
+{
+    uint64_t until = clock_ns() + timeout_ns;
+
+    pthread_mutex_lock(&t->tidy_lock); /* no trim is under way, and none begins */
+    __atomic_store_n(&t->hold, TIER_RELEASED, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&t->tidy_lock);
+    while (__atomic_load_n(&t->puts, __ATOMIC_SEQ_CST) ||
+           __atomic_load_n(&t->writes, __ATOMIC_SEQ_CST)) {
+        if (clock_ns() > until) {
+            __atomic_store_n(&t->hold, TIER_HELD, __ATOMIC_SEQ_CST);
+            return -ETIMEDOUT;
+        }
+        usleep(200);
+    }
+    return 0;
 }
 
 /*
@@ -91,7 +164,8 @@ static void put_or_fail(struct tier *t, struct tier_scratch *s, struct tier_put 
 /* True while nothing new may be put into the tier. */
 static bool shut(const struct tier *t)
 {
-    return __atomic_load_n(&t->unsettled, __ATOMIC_ACQUIRE) ||
+    return tier_hold(t) != TIER_HELD ||
+           __atomic_load_n(&t->unsettled, __ATOMIC_ACQUIRE) ||
            stats_get(&t->stats->state) == UFFDMM_TIER_AWAY ||
            (!t->last && clock_ns() < __atomic_load_n(&t->avoid_until, __ATOMIC_RELAXED));
 }
@@ -102,6 +176,7 @@ void tier_put(struct tier *t, struct tier_scratch *s, struct tier_put *puts, uns
     unsigned allowed = nr, refused = 0;
     uint64_t used;
 
+    __atomic_fetch_add(&t->puts, 1, __ATOMIC_SEQ_CST);
     if (shut(t)) {
         allowed = 0;
     } else if (max != UINT64_MAX && !t->put_stores) {
@@ -116,6 +191,7 @@ void tier_put(struct tier *t, struct tier_scratch *s, struct tier_put *puts, uns
     } else if (allowed) {
         t->ops->put(t, s, puts, allowed);
     }
+    __atomic_fetch_sub(&t->puts, 1, __ATOMIC_SEQ_CST);
     for (unsigned i = 0; i < nr; i++) {
         if (i >= allowed) {
             puts[i].result = -ENOSPC;
@@ -133,10 +209,12 @@ int tier_take_run(struct tier *t, unsigned nr, uint64_t *slot)
     int ret = -E2BIG;
 
     if (t->ops->take_run) {
+        __atomic_fetch_add(&t->puts, 1, __ATOMIC_SEQ_CST);
         ret = shut(t) || (max != UINT64_MAX &&
                           t->ops->used(t) + (uint64_t)nr * PAGE_SIZE_4K > max)
                   ? -ENOSPC
                   : t->ops->take_run(t, nr, slot);
+        __atomic_fetch_sub(&t->puts, 1, __ATOMIC_SEQ_CST);
     }
     if (ret) {
         stats_add(&t->stats->refused, nr);

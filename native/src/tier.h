@@ -11,12 +11,14 @@
 #ifndef UFFDMM_TIER_H
 #define UFFDMM_TIER_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
+#include "superblock.h"
 #include "tier_config.h"
 #include "tier_inject.h"
 #include "uffdmm/protocol.h"
@@ -34,7 +36,22 @@ struct tier_vm {
     pid_t qemu_pid;
     uint64_t ram_bytes; /* known so far */
     bool kept;          /* the volume is there: a dead worker left it, with its pages */
-    int arena_fd; /* kept: the arena of a tier in memory, a descriptor to be copied */
+    int arena_fd;  /* kept: the arena of a tier in memory, a descriptor to be copied */
+    bool incoming; /* it is being migrated here: leave alone what another host holds */
+};
+
+/* The volume of a VM on another host, from which pages will be taken over. */
+struct tier_source {
+    const char *name; /* of the VM there */
+    uint8_t uuid[16];
+    uint64_t epoch;
+};
+
+/* Who may write to the volume of a tier. */
+enum tier_hold {
+    TIER_HELD,    /* we */
+    TIER_READING, /* another host: its pages can be read here */
+    TIER_RELEASED /* nobody, or another host already: ours no longer */
 };
 
 /* One page to be stored. */
@@ -132,6 +149,33 @@ struct tier_ops {
     /* Slots taken, in pages.  NULL: used() in pages. */
     uint64_t (*pages)(const struct tier *t);
 
+    /*
+     * For tiers whose volumes several hosts reach; all of them are NULL for others.
+     * Each may take as long as the store takes.
+     *
+     * label(): what was last written to, or read from, the label.  -EOPNOTSUPP with
+     * @err when this volume cannot go to another host.
+     */
+    int (*label)(const struct tier *t, struct superblock *label, char *err,
+                 size_t err_len);
+
+    /* As open(), of a volume that another host holds: nothing of it is written. */
+    int (*attach)(struct tier *t, const struct tier_vm *vm,
+                  const struct tier_source *from, char *err, size_t err_len);
+
+    /* Takes this very slot, which a page is in.  False when it is taken or is none. */
+    bool (*claim)(struct tier *t, uint64_t slot);
+
+    /*
+     * Writes RELEASED with the epoch after ours durably; no write is under way.  May be
+     * called again after a failure.  *@epoch: the new one.
+     */
+    int (*release_volume)(struct tier *t, const char *destination, uint64_t *epoch,
+                          char *err, size_t err_len);
+
+    /* Of an attached volume: makes it ours, if it was released in @epoch. */
+    int (*take_volume)(struct tier *t, uint64_t epoch, char *err, size_t err_len);
+
     /* pool_oldest() and pool_compact() of a tier that has them, else NULL. */
     unsigned (*oldest)(struct tier *t, uint64_t before_ns, struct pool_object *out,
                        unsigned max);
@@ -151,7 +195,11 @@ struct tier {
     int arena_fd;        /* memfd of a tier that keeps pages in memory, else -1 */
     uint64_t max_bytes;  /* what this VM may store here, by policy; atomic */
     uint64_t io_pending; /* transfers under way; atomic */
-    uint64_t logged;     /* clock_ns() of the last line about an error */
+    uint64_t writes;     /* of them, writes; atomic */
+    uint64_t puts;       /* threads in tier_put() and tier_take_run(); atomic */
+    uint32_t hold;       /* enum tier_hold; atomic */
+    pthread_mutex_t tidy_lock;
+    uint64_t logged;       /* clock_ns() of the last line about an error */
     uint64_t failed_until; /* clock_ns() until which it counts as failing; atomic */
     uint64_t avoid_until;  /* clock_ns() before which nothing new is put here; atomic */
     uint64_t ended_seen;   /* transfers that had ended when the gauges last saw one end */
@@ -173,6 +221,28 @@ int tier_open(struct tier *t, unsigned index, const struct tier_config *config,
 
 /* True when a new worker can take over what a dead one has in a tier of this type. */
 bool tier_can_be_kept(uint32_t type);
+
+/* The same for a volume that another host holds: the tier is TIER_READING. */
+int tier_attach(struct tier *t, unsigned index, const struct tier_config *config,
+                const struct tier_vm *vm, const struct tier_source *from,
+                struct uffdmm_tier_stats *stats, char *err, size_t err_len);
+
+/* Frees the volume, or leaves it when @keep or when it is not ours. */
+void tier_close(struct tier *t, bool keep);
+
+static inline enum tier_hold tier_hold(const struct tier *t)
+{
+    return (enum tier_hold)__atomic_load_n(&t->hold, __ATOMIC_SEQ_CST);
+}
+
+/* One step of tidy(), when there is such a thing and the volume is ours. */
+void tier_tidy(struct tier *t);
+
+/*
+ * From the return on nothing is written to the volume, by nobody here, and no slot is
+ * taken in it.  0, or -ETIMEDOUT after @timeout_ns, and all is as it was.
+ */
+int tier_quiesce(struct tier *t, uint64_t timeout_ns);
 
 /*
  * put() within what policy allows: pages beyond that get -ENOSPC, and all of them while

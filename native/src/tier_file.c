@@ -242,7 +242,11 @@ static void close_file(struct tier *t, bool keep)
 {
     struct file_tier *f = file_of(t);
 
-    if (!keep && any_device(f) && held(t)) {
+    if (tier_hold(t) != TIER_HELD) {
+        while (f->nr) {
+            file_volume_detach(&f->volumes[--f->nr]);
+        }
+    } else if (!keep && any_device(f) && held(t)) {
         zero_all(t);
     }
     close_volumes(f, keep);
@@ -473,6 +477,86 @@ int tier_file_sweep(const struct tier_config *config, char *err, size_t err_len)
     return ret;
 }
 
+/* ---- from host to host --------------------------------------------------- */
+
+static int label_file(const struct tier *t, struct superblock *label, char *err,
+                      size_t err_len)
+{
+    const struct file_tier *f = file_of(t);
+
+    if (!t->config->shared || f->nr != 1) {
+        snprintf(err, err_len, "tier %s %s", t->config->name,
+                 f->nr != 1
+                     ? "has several paths: a volume that goes to another host has one"
+                     : "is not shared: say shared=on when other hosts can reach it");
+        return -EOPNOTSUPP;
+    }
+    *label = f->volumes[0].label;
+    return 0;
+}
+
+static int attach_file(struct tier *t, const struct tier_vm *vm,
+                       const struct tier_source *from, char *err, size_t err_len)
+{
+    struct file_tier *f = calloc(1, sizeof(*f));
+    uint64_t nr;
+    int ret = f ? slots_init(&f->slots, 0) : -ENOMEM;
+
+    (void)vm;
+    if (ret) {
+        snprintf(err, err_len, "tier %s: no memory for a slot map", t->config->name);
+        free(f);
+        return ret;
+    }
+    if (!t->config->shared || t->config->nr_paths != 1) {
+        snprintf(err, err_len, "tier %s must have one path that is shared=on",
+                 t->config->name);
+        ret = -EOPNOTSUPP;
+    }
+    if (!ret) {
+        ret = file_volume_attach(&f->volumes[0], t->config, 0, from, err, err_len);
+    }
+    if (!ret) {
+        f->nr = 1;
+        nr = f->volumes[0].bytes / PAGE_SIZE_4K;
+        ret = slots_grow(&f->slots, nr);
+        stats_set(&t->stats->capacity_bytes, (nr ? nr - 1 : 0) * PAGE_SIZE_4K);
+        if (ret) {
+            snprintf(err, err_len, "tier %s: no memory for a slot map", t->config->name);
+            file_volume_detach(&f->volumes[0]);
+        }
+    }
+    if (ret) {
+        slots_deinit(&f->slots);
+        free(f);
+        return ret;
+    }
+    t->priv = f;
+    return 0;
+}
+
+static bool claim(struct tier *t, uint64_t slot)
+{
+    return slots_claim(&file_of(t)->slots, slot);
+}
+
+static int release_volume(struct tier *t, const char *destination, uint64_t *epoch,
+                          char *err, size_t err_len)
+{
+    return file_label_give(&file_of(t)->volumes[0], destination, epoch, err, err_len);
+}
+
+static int take_volume(struct tier *t, uint64_t epoch, char *err, size_t err_len)
+{
+    struct file_tier *f = file_of(t);
+    int ret = file_label_receive(&f->volumes[0], &t->vm, epoch, err, err_len);
+
+    if (!ret) {
+        slots_mark_written(&f->slots);
+    }
+    return ret;
+}
+
 const struct tier_ops tier_file_ops = {
     .open = open_file,
     .close = close_file,
@@ -489,4 +573,9 @@ const struct tier_ops tier_file_ops = {
     .submit = submit,
     .tidy = tidy,
     .used = used,
+    .label = label_file,
+    .attach = attach_file,
+    .claim = claim,
+    .release_volume = release_volume,
+    .take_volume = take_volume,
 };

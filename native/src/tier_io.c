@@ -380,8 +380,13 @@ void tier_submit(struct tier_queue *q, struct tier_io *io)
     io->submitted_ns = clock_ns();
     q->in_flight++;
     __atomic_fetch_add(&t->io_pending, 1, __ATOMIC_RELAXED);
+    if (io->write) {
+        __atomic_fetch_add(&t->writes, 1, __ATOMIC_SEQ_CST); /* tier_quiesce() */
+    }
     tier_inject(q, io);
-    if (io->injected) {
+    if (io->write && tier_hold(t) != TIER_HELD) {
+        tier_io_done(io, -EROFS);
+    } else if (io->injected) {
         tier_io_done(io, io->injected);
     } else {
         t->ops->submit(t, q, io);
@@ -396,6 +401,9 @@ static void account(struct tier_io *io)
     uint64_t ns = io->ended_ns - io->submitted_ns;
 
     __atomic_fetch_sub(&t->io_pending, 1, __ATOMIC_RELAXED);
+    if (io->write) {
+        __atomic_fetch_sub(&t->writes, 1, __ATOMIC_SEQ_CST);
+    }
     if (io->result) {
         stats_add(&st->errors, 1);
     } else if (io->write) {

@@ -244,13 +244,21 @@ static int write_block(struct nbd_tier *n, uint64_t timeout_ns, char *err, size_
 }
 
 /* Makes the volume ours. */
-static int take_volume(struct nbd_tier *n, char *err, size_t err_len)
+static int take_volume(struct nbd_tier *n, const struct tier_vm *vm, char *err,
+                       size_t err_len)
 {
     struct timespec settle = {.tv_nsec = SETTLE_NS};
+    struct superblock former = {0};
     int ret = read_block(n, OPEN_NS, err, err_len);
 
     if (!ret) {
         ret = superblock_check(n->block, &n->self, n->name, err, err_len);
+    }
+    if (!ret && vm->incoming && superblock_parse(n->block, &former) == SUPERBLOCK_VALID &&
+        former.state == SUPERBLOCK_RELEASED) {
+        /* maybe to us: only who drives the migration knows */
+        snprintf(err, err_len, "%s was released by host %s", n->name, former.owner.host);
+        ret = -EBUSY;
     }
     if (!ret) {
         ret = write_block(n, OPEN_NS, err, err_len);
@@ -333,7 +341,9 @@ static void destroy(struct nbd_tier *n)
     free(n);
 }
 
-static int nbd_open(struct tier *t, const struct tier_vm *vm, char *err, size_t err_len)
+/* A tier with a link to the export of the VM called @vm_name, which is nobody's yet. */
+static int nbd_new(struct tier *t, const struct tier_vm *vm, const char *vm_name,
+                   struct nbd_tier **out, char *err, size_t err_len)
 {
     struct nbd_tier *n = calloc(1, sizeof(*n));
     char uri[NBD_URI_MAX];
@@ -345,7 +355,6 @@ static int nbd_open(struct tier *t, const struct tier_vm *vm, char *err, size_t 
         .in_doubt = note_doubt,
         .opaque = n,
     };
-    struct nbd_export e;
     int ret;
 
     if (!n) {
@@ -354,7 +363,7 @@ static int nbd_open(struct tier *t, const struct tier_vm *vm, char *err, size_t 
     }
     pthread_mutex_init(&n->lock, NULL);
     slots_init(&n->slots, 0);
-    ret = nbd_uri_expand(t->config->uri, vm->name, uri, sizeof(uri));
+    ret = nbd_uri_expand(t->config->uri, vm_name, uri, sizeof(uri));
     if (ret) {
         snprintf(err, err_len, "the uri of tier %s is longer than %u bytes",
                  t->config->name, NBD_URI_MAX);
@@ -373,15 +382,21 @@ static int nbd_open(struct tier *t, const struct tier_vm *vm, char *err, size_t 
                      strerror(-ret));
         }
     }
-    if (!ret) {
-        memcpy(n->self.vm_uuid, vm->uuid, sizeof(n->self.vm_uuid));
-        snprintf(n->self.vm_name, sizeof(n->self.vm_name), "%s", vm->name);
-        ret = take_volume(n, err, err_len);
-    }
     if (ret) {
         destroy(n);
         return ret;
     }
+    memcpy(n->self.vm_uuid, vm->uuid, sizeof(n->self.vm_uuid));
+    snprintf(n->self.vm_name, sizeof(n->self.vm_name), "%s", vm->name);
+    *out = n;
+    return 0;
+}
+
+/* Its superblock is n->self: from now on every link has to find that. */
+static void nbd_ready(struct tier *t, struct nbd_tier *n)
+{
+    struct nbd_export e;
+
     nbd_client_hold(n->client, &n->self);
     nbd_client_export(n->client, &e);
     t->priv = n;
@@ -389,6 +404,22 @@ static int nbd_open(struct tier *t, const struct tier_vm *vm, char *err, size_t 
     log_info("tier %s: %s has %llu MiB, epoch %llu%s%s", t->config->name, n->name,
              (unsigned long long)(e.bytes >> 20), (unsigned long long)n->self.epoch,
              e.multi_conn ? "" : ", one connection only", e.can_trim ? "" : ", no trim");
+}
+
+static int nbd_open(struct tier *t, const struct tier_vm *vm, char *err, size_t err_len)
+{
+    struct nbd_tier *n = NULL;
+    int ret = nbd_new(t, vm, vm->name, &n, err, err_len);
+
+    if (ret) {
+        return ret;
+    }
+    ret = take_volume(n, vm, err, err_len);
+    if (ret) {
+        destroy(n);
+        return ret;
+    }
+    nbd_ready(t, n);
     return 0;
 }
 
@@ -397,7 +428,9 @@ static void nbd_close_tier(struct tier *t, bool keep)
     struct nbd_tier *n = t->priv;
 
     nbd_client_cancel(n->client);
-    leave_volume(t, keep);
+    if (tier_hold(t) == TIER_HELD) {
+        leave_volume(t, keep);
+    }
     destroy(n);
     t->priv = NULL;
 }
@@ -607,6 +640,146 @@ static uint64_t nbd_used(const struct tier *t)
     return __atomic_load_n(&n->slots.used, __ATOMIC_RELAXED) * PAGE_SIZE_4K;
 }
 
+/* ---- from host to host --------------------------------------------------- */
+
+static int nbd_label(const struct tier *t, struct superblock *label, char *err,
+                     size_t err_len)
+{
+    const struct nbd_tier *n = t->priv;
+
+    (void)err;
+    (void)err_len;
+    *label = n->self;
+    return 0;
+}
+
+static int nbd_attach(struct tier *t, const struct tier_vm *vm,
+                      const struct tier_source *from, char *err, size_t err_len)
+{
+    struct nbd_tier *n = NULL;
+    int ret = nbd_new(t, vm, from->name, &n, err, err_len);
+
+    if (ret) {
+        return ret;
+    }
+    ret = read_block(n, OPEN_NS, err, err_len);
+    if (!ret && superblock_parse(n->block, &n->self) != SUPERBLOCK_VALID) {
+        snprintf(err, err_len, "%s holds no volume: do both hosts reach the same export?",
+                 n->name);
+        ret = -EUCLEAN;
+    }
+    if (!ret) {
+        ret = superblock_match(&n->self, from->name, from->uuid, from->epoch, n->name,
+                               err, err_len);
+    }
+    if (!ret) {
+        t->priv = n;
+        ret = nbd_reserve(t, vm->ram_bytes, err, err_len);
+        t->priv = NULL;
+    }
+    if (ret) {
+        destroy(n);
+        return ret;
+    }
+    nbd_ready(t, n);
+    return 0;
+}
+
+static bool nbd_claim(struct tier *t, uint64_t slot)
+{
+    struct nbd_tier *n = t->priv;
+
+    return slots_claim(&n->slots, slot);
+}
+
+static int nbd_release(struct tier *t, const char *destination, uint64_t *epoch,
+                       char *err, size_t err_len)
+{
+    struct nbd_tier *n = t->priv;
+    struct superblock mine = n->self, given = n->self, now;
+    struct nbd_export e;
+    int ret;
+
+    if (n->tidy != TIDY_IDLE) {
+        ret = nbd_client_finish(n->client, &n->op, CLOSE_NS);
+        end_trim(n, ret == 0 && n->tidy == TIDY_TRIMMING);
+    }
+    settle_doubts(n, stats_get(&t->stats->state) == UFFDMM_TIER_AWAY);
+    if (__atomic_load_n(&n->nr_doubts, __ATOMIC_ACQUIRE)) {
+        snprintf(
+            err, err_len,
+            "%s: writes that a lost link took with it may still come; try again in %u "
+            "seconds",
+            n->name, (unsigned)(DOUBT_NS / NSEC_PER_SEC));
+        return -EAGAIN;
+    }
+    superblock_give(&given, destination);
+    *epoch = given.epoch;
+    ret = read_block(n, OPEN_NS, err, err_len);
+    if (ret || (superblock_parse(n->block, &now) == SUPERBLOCK_VALID &&
+                superblock_same(&now, &given))) {
+        return ret;
+    }
+    ret = superblock_still_held(n->block, &mine, n->name, err, err_len);
+    nbd_client_export(n->client, &e);
+    if (!ret && e.can_flush) {
+        n->op = (struct nbd_op){.kind = NBD_FLUSH};
+        ret = nbd_client_run(n->client, &n->op, OPEN_NS);
+        if (ret) {
+            snprintf(err, err_len, "cannot flush %s: %s", n->name, strerror(-ret));
+        }
+    }
+    if (!ret) {
+        n->self = given;
+        ret = write_block(n, OPEN_NS, err, err_len);
+        n->self = mine;
+    }
+    return ret;
+}
+
+static int nbd_take(struct tier *t, uint64_t epoch, char *err, size_t err_len)
+{
+    struct nbd_tier *n = t->priv;
+    struct timespec settle = {.tv_nsec = SETTLE_NS};
+    struct superblock before = n->self, now = {0}, self = {0};
+    int ret = read_block(n, OPEN_NS, err, err_len);
+
+    if (!ret && superblock_parse(n->block, &now) != SUPERBLOCK_VALID) {
+        snprintf(err, err_len, "%s has no superblock any more", n->name);
+        ret = -EUCLEAN;
+    }
+    if (!ret) {
+        ret = superblock_receive(&now, &before, epoch, n->name, err, err_len);
+    }
+    if (!ret && superblock_self(&self.owner)) {
+        snprintf(err, err_len, "cannot tell this process from others; is /proc mounted?");
+        ret = -ESRCH;
+    }
+    if (ret) {
+        return ret;
+    }
+    memcpy(self.vm_uuid, t->vm.uuid, sizeof(self.vm_uuid));
+    snprintf(self.vm_name, sizeof(self.vm_name), "%s", t->vm.name);
+    self.epoch = epoch;
+    self.state = SUPERBLOCK_OWNED;
+    n->self = self;
+    ret = write_block(n, OPEN_NS, err, err_len);
+    if (!ret) {
+        nanosleep(&settle, NULL);
+        ret = read_block(n, OPEN_NS, err, err_len);
+    }
+    if (!ret) {
+        ret = superblock_still_held(n->block, &n->self, n->name, err, err_len);
+    }
+    if (ret) {
+        n->self = before;
+        return ret;
+    }
+    nbd_client_hold(n->client, &n->self);
+    slots_mark_written(&n->slots);
+    return 0;
+}
+
 const struct tier_ops tier_nbd_ops = {
     .open = nbd_open,
     .close = nbd_close_tier,
@@ -620,4 +793,9 @@ const struct tier_ops tier_nbd_ops = {
     .tidy = nbd_tidy,
     .cancel = nbd_cancel,
     .used = nbd_used,
+    .label = nbd_label,
+    .attach = nbd_attach,
+    .claim = nbd_claim,
+    .release_volume = nbd_release,
+    .take_volume = nbd_take,
 };

@@ -380,8 +380,8 @@ static void tidy(struct vm *vm)
     for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
         struct tier *t = vm->tiers[i];
 
-        if (t && t->ops->tidy) {
-            t->ops->tidy(t);
+        if (t) {
+            tier_tidy(t);
         }
     }
 }
