@@ -31,30 +31,45 @@ static struct region *region_from(const struct vm *vm, uint32_t i)
     return NULL;
 }
 
+const struct region *control_describe(const struct vm *vm, uint32_t i,
+                                      struct uffdmm_regions_reply *reply)
+{
+    const struct region *r = region_from(vm, i), *next;
+
+    if (r) {
+        next = region_from(vm, r->id + 1);
+        *reply = (struct uffdmm_regions_reply){.region_id = r->id,
+                                               .next = next ? next->id : 0,
+                                               .size = r->size,
+                                               .page_size = region_page_bytes(r),
+                                               .table_size = r->table_size};
+        snprintf(reply->name, sizeof(reply->name), "%s", r->name);
+    }
+    return r;
+}
+
+int control_open_readonly(int fd)
+{
+    char path[64];
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
 int control_regions(struct vm *vm, struct conn *c)
 {
     const struct uffdmm_regions *req = (const void *)c->payload;
-    const struct region *r = region_from(vm, req->index), *next;
-    struct uffdmm_regions_reply reply = {0};
-    char path[64];
+    struct uffdmm_regions_reply reply;
+    const struct region *r = control_describe(vm, req->index, &reply);
     int fd, ret;
 
     if (!r) {
         return conn_reply_error(c, -ENOENT, "there is no further region");
     }
-    next = region_from(vm, r->id + 1);
-    reply.region_id = r->id;
-    reply.next = next ? next->id : 0;
-    reply.size = r->size;
-    reply.page_size = region_page_bytes(r);
-    reply.table_size = r->table_size;
-    snprintf(reply.name, sizeof(reply.name), "%s", r->name);
-    /* a descriptor opened read-only: its holder cannot map the table for writing */
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", r->table_fd);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
+    fd = control_open_readonly(r->table_fd);
     if (fd < 0) {
-        ret = -errno;
-        return refuse(c, ret, "cannot open the page-state table for reading");
+        return refuse(c, fd, "cannot open the page-state table for reading");
     }
     ret = conn_reply(c, &reply, sizeof(reply), &fd, 1);
     close(fd);

@@ -31,7 +31,7 @@ unsigned copies_reclaim(struct vm *vm, struct tier *t, uint64_t *hand)
                           entry_make(UFFDMM_PAGE_RESIDENT,
                                      (unsigned)e & UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e),
                                      0))) {
-                region_free_slots(r, e);
+                region_free_slots(r, pfn, e);
                 freed += region_units(r);
             }
         }

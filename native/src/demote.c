@@ -174,9 +174,9 @@ static void check(struct demoter *d)
         struct region *r = alive(d->vm, m);
 
         m->record = r ? r->records[m->pfn] : 0;
-        m->ready = m->ready && r &&
-                   page_checksum(page_of(d, i), PAGE_SIZE_4K, m->region_id, m->pfn,
-                                 entry_gen(m->entry)) == m->record;
+        m->ready =
+            m->ready && r &&
+            page_checksum(r, page_of(d, i), m->pfn, entry_gen(m->entry)) == m->record;
     }
 }
 
@@ -288,7 +288,7 @@ static unsigned swap_entries(struct demoter *d)
         if (r && swap_entry(r, m, to)) {
             region_count_stored(r, m->entry, -1);
             region_count_stored(r, to, 1);
-            region_free_slots(r, m->entry);
+            region_free_slots(r, m->pfn, m->entry);
             r->ages[m->pfn] = 0;
             moved++;
         } else {

@@ -148,8 +148,8 @@ static void classify(struct batch *bt, struct item *it)
     } else if (same_filled(it->data, region_page_bytes(r), &it->word)) {
         it->kind = ITEM_SAME;
     } else if (entry_slot(it->entry) &&
-               r->records[it->pfn] == page_checksum(it->data, region_page_bytes(r), r->id,
-                                                    it->pfn, entry_gen(it->entry))) {
+               r->records[it->pfn] ==
+                   page_checksum(r, it->data, it->pfn, entry_gen(it->entry))) {
         it->kind = ITEM_UNCHANGED;
     } else {
         it->kind = ITEM_DIRTY;
@@ -184,7 +184,8 @@ void batch_classify(struct batch *bt)
             stored +=
                 bt->items[k].kind == ITEM_DIRTY || bt->items[k].kind == ITEM_UNCHANGED;
         }
-        if (dirty && stored >= DENSE_PAGES && !bt->vm->tiers[1]->put_stores) {
+        if (dirty && stored >= DENSE_PAGES &&
+            !(bt->vm->tiers[1] && bt->vm->tiers[1]->put_stores)) {
             for (k = i; k < end; k++) {
                 if (bt->items[k].kind == ITEM_UNCHANGED) {
                     bt->items[k].kind = ITEM_DIRTY;
@@ -206,10 +207,9 @@ static bool announce(struct item *it)
     if (!entry_cas(&it->region->entries[it->pfn], old, to)) {
         return false;
     }
-    region_free_slots(it->region, old); /* its copy is out of date */
+    region_free_slots(it->region, it->pfn, old); /* its copy is out of date */
     it->entry = to;
-    it->checksum = page_checksum(it->data, region_page_bytes(it->region), it->region->id,
-                                 it->pfn, entry_gen(to));
+    it->checksum = page_checksum(it->region, it->data, it->pfn, entry_gen(to));
     return true;
 }
 
@@ -597,7 +597,7 @@ void batch_publish(struct batch *bt)
         passed_on += it->kind == ITEM_DIRTY && it->tier->index > 1 ? units : 0;
         region_count_stored(r, to, 1);
         if (it->kind == ITEM_SAME) {
-            region_free_slots(r, it->entry);
+            region_free_slots(r, it->pfn, it->entry);
         }
         zero += it->kind == ITEM_SAME ? units : 0;
         clean += it->kind == ITEM_UNCHANGED ? units : 0;

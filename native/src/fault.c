@@ -165,7 +165,7 @@ static enum serve_outcome not_missing(struct shard *sh, uint64_t pfn, uint64_t e
             region_release_page(r, pfn); /* a discard after all */
             return AGAIN_SOON;
         }
-        region_free_slots(r, e);
+        region_free_slots(r, pfn, e);
         stats_add(&r->vm->stats->lost_pages, 1);
         log_error(
             "region %s: page %llu was punched out of guest memory behind the manager's back: "
@@ -465,6 +465,9 @@ static void handle(struct shard *sh, const struct uffd_msg *msg, uint64_t now)
         atomic_fetch_add_explicit(&sh->fault_switches, 1, memory_order_relaxed);
     }
     atomic_fetch_add_explicit(&sh->nr_faults, 1, memory_order_relaxed);
+    if (f.tid && f.tid == atomic_load_explicit(&r->vm->mig->tid, memory_order_relaxed)) {
+        stats_add(&r->vm->stats->migration_swap_ins, 1);
+    }
     out = serve(sh, &f, false);
     conclude(sh, &f, out);
 }

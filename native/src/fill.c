@@ -135,7 +135,7 @@ static bool claim_page(struct window *w, uint32_t i)
         return false;
     }
     if (entry_state(e) == UFFDMM_PAGE_DISCARDED) {
-        region_free_slots(r, e);
+        region_free_slots(r, pfn, e);
     } else if (entry_state(e) == UFFDMM_PAGE_STORED) {
         region_count_stored(r, e, -1);
     }
@@ -247,8 +247,8 @@ static bool verify(const struct window *w, uint32_t i)
     const struct region *r = w->shard->region;
     uint64_t pfn = w->pfn + i;
 
-    return page_checksum(window_buffer(w, i), region_page_bytes(r), r->id, pfn,
-                         entry_gen(w->claims[i].filling)) == r->records[pfn];
+    return page_checksum(r, window_buffer(w, i), pfn, entry_gen(w->claims[i].filling)) ==
+           r->records[pfn];
 }
 
 /* Part of a huge page has been read; with the last one it is checked. */

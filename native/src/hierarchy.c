@@ -13,12 +13,15 @@
 #include "track.h"
 #include "vm.h"
 
-void region_free_slots(struct region *r, uint64_t e)
+void region_free_slots(struct region *r, uint64_t pfn, uint64_t e)
 {
     static uint64_t logged;
     struct tier *t = vm_tier(r->vm, e);
 
     if (!entry_slot(e) || !t || (e & UFFDMM_ENTRY_WRITING)) {
+        return;
+    }
+    if (mig_freeze(r, pfn, e)) {
         return;
     }
     if (!tier_free(t, entry_slot(e), region_units(r)) &&
@@ -53,7 +56,7 @@ static void close_tiers(struct vm *vm)
 {
     for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
         if (vm->tiers[i]) {
-            vm->tiers[i]->ops->close(vm->tiers[i], vm->unsettled);
+            tier_close(vm->tiers[i], vm->unsettled || mig_keeps_tier(vm->mig, i));
             vm->tiers[i] = NULL;
         }
     }
@@ -71,6 +74,7 @@ void hierarchy_cancel(struct vm *vm)
 
 void hierarchy_stop(struct vm *vm)
 {
+    mig_thread_stop(vm->mig);
     evict_stop(vm);
     demote_stop(vm);
     track_stop(vm);
@@ -120,6 +124,17 @@ static int check_kept(const struct vm *vm, const struct hierarchy_kept *kept, un
     return 0;
 }
 
+/*
+ * True when a volume that cannot be opened is the very one that is to come here: the
+ * tier stays closed until MIG_PREPARE, or until its old host has given it up.
+ */
+static bool comes_later(const struct vm *vm, unsigned i, int ret)
+{
+    const struct tier_config *c = &vm->tier_configs[i];
+
+    return ret == -EBUSY && vm->incoming && (c->shared || c->type == UFFDMM_TIER_NBD);
+}
+
 static int open_tiers(struct vm *vm, uint64_t ram_bytes,
                       const struct hierarchy_kept *kept, char *err, size_t err_len)
 {
@@ -127,7 +142,8 @@ static int open_tiers(struct vm *vm, uint64_t ram_bytes,
                               .qemu_pid = vm->qemu_pid,
                               .ram_bytes = ram_bytes,
                               .kept = kept != NULL,
-                              .arena_fd = -1};
+                              .arena_fd = -1,
+                              .incoming = vm->incoming};
     unsigned waited = 0;
     int ret = 0;
 
@@ -140,6 +156,10 @@ static int open_tiers(struct vm *vm, uint64_t ram_bytes,
             vm->tiers[i] = &vm->tier[i];
             waited += !vm->tier[i].put_stores;
             ret = kept ? check_kept(vm, kept, i, err, err_len) : 0;
+        } else if (!kept && comes_later(vm, i, ret)) {
+            log_info("tier %s waits for a migration: %s", vm->tier_configs[i].name, err);
+            tier_set_state(&vm->tier[i], UFFDMM_TIER_AWAY);
+            ret = 0;
         }
     }
     vm->tier[vm->options->nr_tiers].last = true;
@@ -149,12 +169,24 @@ static int open_tiers(struct vm *vm, uint64_t ram_bytes,
     return ret;
 }
 
+/* True when a tier is left to be opened by the thread that migrates. */
+static bool opens_late(const struct vm *vm)
+{
+    for (unsigned i = 1; i < vm->nr_tiers; i++) {
+        if (!vm->tiers[i]) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static int start_threads(struct vm *vm, char *err, size_t err_len)
 {
     int ret = evict_start(vm);
 
     ret = ret ? ret : demote_start(vm);
     ret = ret ? ret : track_start(vm);
+    ret = ret || !opens_late(vm) ? ret : mig_thread_start(vm->mig);
     if (ret) {
         snprintf(err, err_len, "cannot start the threads of a worker: %s",
                  strerror(-ret));

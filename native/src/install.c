@@ -57,12 +57,12 @@ static void settle(struct window *w, uint32_t i)
     r->ages[pfn] = w->guess && i != w->demand ? AGE_AHEAD_FRESH : AGE_NEW_FRESH;
     if (entry_cas(p, c->filling | UFFDMM_ENTRY_INSTALL, c->after)) {
         if (entry_slot(c->filling) && !entry_slot(c->after)) {
-            region_free_slots(r, c->filling);
+            region_free_slots(r, pfn, c->filling);
         }
     } else {
         uint64_t e = entry_load(p);
 
-        region_free_slots(r, e);
+        region_free_slots(r, pfn, e);
         atomic_store_explicit(
             p, entry_make(UFFDMM_PAGE_RESIDENT, UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e), 0),
             memory_order_release);

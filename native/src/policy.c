@@ -170,6 +170,13 @@ static int reserve(struct vm *vm, uint64_t ram, uint64_t limit, char *err, size_
         room = huge_room;
     }
     /* a batch needs room beside what is stored already */
+    if (vm->incoming) {
+        for (unsigned i = 1; i <= vm->options->nr_tiers; i++) {
+            if (!vm->tiers[i]) {
+                return 0; /* its room is known when the volume has come */
+            }
+        }
+    }
     more = need + 2 * (uint64_t)(huge ? PAGE_SIZE_2M : BATCH_PAGES * PAGE_SIZE_4K);
     if (need && room < more) {
         snprintf(

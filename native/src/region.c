@@ -32,8 +32,7 @@ static uint64_t page_align(uint64_t v)
     return (v + PAGE_SIZE_4K - 1) & ~(uint64_t)(PAGE_SIZE_4K - 1);
 }
 
-/* A sealed memfd of fixed size, @flags beside the usual ones; negative errno on failure. */
-static int sealed_memfd(const char *name, unsigned flags, uint64_t size)
+int region_memfd(const char *name, unsigned flags, uint64_t size)
 {
     int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
     int ret;
@@ -104,12 +103,14 @@ static int table_map(struct region *r, const struct uffdmm_table_header *layout)
 }
 
 /* Creates and maps the page-state table, all pages EMPTY. */
-static int table_create(struct region *r)
+static int table_create(struct region *r, bool incoming)
 {
     struct uffdmm_table_header layout = table_layout(r);
     int ret;
 
-    r->table_fd = sealed_memfd("uffdmm-table", 0, r->table_size);
+    layout.region_state = incoming ? UFFDMM_REGION_INCOMING : UFFDMM_REGION_LIVE;
+
+    r->table_fd = region_memfd("uffdmm-table", 0, r->table_size);
     ret = r->table_fd < 0 ? r->table_fd : table_lock(r);
     ret = ret ? ret : table_map(r, &layout);
     if (ret) {
@@ -158,6 +159,14 @@ void region_free(struct region *r)
     if (r->pagemap_fd >= 0) {
         close(r->pagemap_fd);
     }
+    if (r->mig.set) {
+        munmap(r->mig.set, r->mig.set_size);
+        close(r->mig.set_fd);
+    }
+    if (r->mig.bounce) {
+        munmap(r->mig.bounce, r->mig.bounce_size);
+        close(r->mig.bounce_fd);
+    }
     free(r->raw);
     free(r->blocks);
     free(r);
@@ -204,7 +213,7 @@ static int check_request(const struct vm *vm, const struct uffdmm_region_create 
                  req->name, UFFDMM_SHARDS_MAX);
         return -EINVAL;
     }
-    if (req->flags) {
+    if (req->flags & ~(uint32_t)UFFDMM_CREATE_INCOMING) {
         snprintf(err, err_len, "flags %#x of region '%s' are unknown to this manager",
                  req->flags, req->name);
         return -EINVAL;
@@ -251,6 +260,7 @@ static struct region *region_new(struct vm *vm, const struct uffdmm_region_creat
     r->serial = ++vm->regions_made;
     r->memfd = r->table_fd = r->lock_fd = r->pagemap_fd = r->link_fd = -1;
     snprintf(r->name, sizeof(r->name), "%s", req->name);
+    r->seed = XXH3_64bits(r->name, strlen(r->name));
     r->size = req->size;
     r->page_shift = req->page_size == PAGE_SIZE_2M ? PAGE_SHIFT_2M : PAGE_SHIFT_4K;
     r->block_pages = region_is_huge(r) ? 1 : BLOCK_PAGES;
@@ -303,6 +313,11 @@ int region_create(struct vm *vm, const struct uffdmm_region_create *req,
     if (ret) {
         return ret;
     }
+    if (mig_running(vm->mig)) {
+        snprintf(err, err_len, "VM '%s' is being migrated: add region '%s' afterwards",
+                 vm->name, req->name);
+        return -EBUSY;
+    }
     index = free_index(vm);
     if (index < 0) {
         snprintf(err, err_len, "VM '%s' has %d regions already, the most there can be",
@@ -314,9 +329,10 @@ int region_create(struct vm *vm, const struct uffdmm_region_create *req,
         snprintf(err, err_len, "no memory for region '%s'", req->name);
         return -ENOMEM;
     }
-    r->memfd = sealed_memfd("uffdmm-ram",
+    r->memfd = region_memfd("uffdmm-ram",
                             region_is_huge(r) ? MFD_HUGETLB | MFD_HUGE_2MB : 0, r->size);
-    ret = r->memfd < 0 ? r->memfd : table_create(r);
+    ret = r->memfd < 0 ? r->memfd
+                       : table_create(r, (req->flags & UFFDMM_CREATE_INCOMING) != 0);
     ret = ret ? ret : region_prepare(r);
     if (ret) {
         snprintf(err, err_len,
@@ -393,8 +409,19 @@ int region_adopt(struct vm *vm, const struct uffdmm_region_create *req, uint32_t
         memcpy(&found, r->header, sizeof(found));
         layout.session = found.session;
         layout.discards = found.discards;
-        if (memcmp(&found, &layout, offsetof(struct uffdmm_table_header, nr_tiers)) !=
-            0) {
+        if (found.region_state == UFFDMM_REGION_INCOMING) {
+            layout.region_state = UFFDMM_REGION_INCOMING; /* pages are as in a live one */
+        }
+        if (found.region_state == UFFDMM_REGION_INSTALLING) {
+            /* a page that is in memory still may be one that the volume has now */
+            snprintf(err, err_len,
+                     "the worker of region '%s' ended while pages were put in place that "
+                     "a migration had brought: it cannot be taken over; end the VM and "
+                     "migrate it again",
+                     r->name);
+            ret = -EUCLEAN;
+        } else if (memcmp(&found, &layout,
+                          offsetof(struct uffdmm_table_header, nr_tiers)) != 0) {
             snprintf(err, err_len,
                      "the header of the table of region '%s' does not fit: version %u, "
                      "%llu pages of %llu bytes, region %u, state %u",
@@ -694,6 +721,7 @@ void region_destroy(struct region *r)
 {
     struct vm *vm = r->vm;
 
+    mig_region_gone(r);
     detach(r);
     /* their writes name its entries; a tier that is cancelled ends them */
     while (atomic_load(&r->parked)) {
@@ -710,7 +738,7 @@ void region_destroy(struct region *r)
         if (entry_state(e) == UFFDMM_PAGE_STORED) {
             region_count_stored(r, e, -1);
         }
-        region_free_slots(r, e & ~(uint64_t)UFFDMM_ENTRY_WRITING);
+        region_free_slots(r, pfn, e & ~(uint64_t)UFFDMM_ENTRY_WRITING);
     }
     atomic_fetch_sub(&vm->nr_blocks, r->nr_blocks);
     atomic_fetch_sub(&vm->nr_huge, region_is_huge(r));
@@ -743,7 +771,7 @@ bool region_reap_discard(struct region *r, uint64_t pfn)
             entry_make(UFFDMM_PAGE_EMPTY, UFFDMM_ENTRY_MAYHOLE, 0, entry_gen(e), 0))) {
         return false;
     }
-    region_free_slots(r, e);
+    region_free_slots(r, pfn, e);
     stats_add(&r->vm->stats->discarded, region_units(r));
     return true;
 }

@@ -10,6 +10,9 @@
 
 #include "vm.h"
 
+/* A sealed memfd of fixed size, @flags beside the usual ones; negative errno on failure. */
+int region_memfd(const char *name, unsigned flags, uint64_t size);
+
 /*
  * Creates memory and table for a region that QEMU asks for and adds it to the
  * VM.  0, or a negative errno with one sentence for the user in @err.

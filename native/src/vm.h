@@ -32,6 +32,7 @@
 #include "fill.h"
 #include "heat.h"
 #include "lost.h"
+#include "mig.h"
 #include "tier.h"
 #include "tier_io.h"
 #include "uffd.h"
@@ -108,6 +109,7 @@ struct block {
 struct region {
     struct vm *vm;
     uint32_t id;
+    uint64_t seed;   /* of the checksums: of its name, which is the same on every host */
     uint64_t serial; /* of all regions that this VM ever had */
     char name[UFFDMM_NAME_MAX];
     unsigned page_shift;  /* of its pages, PAGE_SHIFT_4K or PAGE_SHIFT_2M */
@@ -136,6 +138,7 @@ struct region {
     _Atomic int parked;        /* batches of the evictor that wait with pages of it */
     int link_fd;               /* QEMU's connection for this region, -1 when lost */
     _Atomic uint64_t zap_done; /* generation of the last ZAP that QEMU answered */
+    struct region_mig mig;
 };
 
 struct vm {
@@ -152,6 +155,8 @@ struct vm {
         *tiers[UFFDMM_TIERS_MAX]; /* open ones by index, NULL: none; [0] is never one */
     unsigned nr_tiers;            /* the zero tier among them */
     unsigned nr_waited;           /* of them, not in memory; at least 1 */
+    bool incoming;                /* QEMU waits for a migration, when the VM began here */
+    struct mig *mig;
 
     pthread_rwlock_t regions_lock; /* written only by the main thread */
     _Atomic bool regions_wanted;   /* the main thread waits for it */
@@ -330,19 +335,20 @@ static inline void region_count_stored(struct region *r, uint64_t e, int sign)
  * Checksum of a stored page: a page that lands in another place, or comes from
  * another time, does not match.
  */
-static inline uint64_t page_checksum(const void *page, size_t bytes, uint32_t region_id,
+static inline uint64_t page_checksum(const struct region *r, const void *page,
                                      uint64_t pfn, unsigned generation)
 {
-    uint64_t seed = pfn ^ ((uint64_t)generation << 52) ^ ((uint64_t)region_id << 44);
+    uint64_t seed = r->seed ^ pfn ^ ((uint64_t)generation << 52);
 
-    return XXH3_64bits_withSeed(page, bytes, seed);
+    return XXH3_64bits_withSeed(page, region_page_bytes(r), seed);
 }
 
 /*
- * Frees the slots of a page of @r that @e names, when it names some that are the
- * caller's to free.
+ * Frees the slots of page @pfn of @r that @e names, when it names some that are the
+ * caller's to free.  The entry of the page names them no longer.  Those that a migration
+ * has published are put aside (mig_freeze.c).
  */
-void region_free_slots(struct region *r, uint64_t e);
+void region_free_slots(struct region *r, uint64_t pfn, uint64_t e);
 
 /* Shows in the statistics whether some page cannot be read or written now.  From any thread. */
 void vm_show_state(struct vm *vm);

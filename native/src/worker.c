@@ -33,6 +33,7 @@
 #include "evict_io.h"
 #include "hierarchy.h"
 #include "log.h"
+#include "mig.h"
 #include "place.h"
 #include "policy.h"
 #include "queue.h"
@@ -91,6 +92,7 @@ static int on_create(struct worker *w, struct conn *c)
             "try again when all of it is back");
     }
     if (!w->stores_open) {
+        vm->incoming = (req->flags & UFFDMM_CREATE_INCOMING) != 0;
         ret = hierarchy_open(vm, req->size, err, sizeof(err));
         if (ret) {
             return refuse(c, ret, err);
@@ -261,6 +263,66 @@ static int on_prefetch(struct worker *w, struct conn *c)
     return control_prefetch(&w->vm, c);
 }
 
+static int on_mig_arm(struct worker *w, struct conn *c)
+{
+    return mig_arm(&w->vm, c);
+}
+
+static int on_mig_start(struct worker *w, struct conn *c)
+{
+    return mig_start(&w->vm, c);
+}
+
+static int on_mig_end(struct worker *w, struct conn *c)
+{
+    return mig_end(&w->vm, c);
+}
+
+static int on_mig_status(struct worker *w, struct conn *c)
+{
+    return mig_status(&w->vm, c);
+}
+
+static int on_mig_export(struct worker *w, struct conn *c)
+{
+    return mig_export(&w->vm, c);
+}
+
+static int on_mig_ack(struct worker *w, struct conn *c)
+{
+    return mig_ack(&w->vm, c);
+}
+
+static int on_mig_read(struct worker *w, struct conn *c)
+{
+    return mig_read(&w->vm, c);
+}
+
+static int on_mig_release(struct worker *w, struct conn *c)
+{
+    return mig_release(&w->vm, c);
+}
+
+static int on_mig_prepare(struct worker *w, struct conn *c)
+{
+    return mig_prepare(&w->vm, c);
+}
+
+static int on_mig_import(struct worker *w, struct conn *c)
+{
+    return mig_import(&w->vm, c);
+}
+
+static int on_mig_install(struct worker *w, struct conn *c)
+{
+    return mig_install(&w->vm, c);
+}
+
+static int on_mig_take(struct worker *w, struct conn *c)
+{
+    return mig_take(&w->vm, c);
+}
+
 /* RECONNECT of memory whose worker has died. */
 static int take_over(struct worker *w, struct conn *c)
 {
@@ -340,6 +402,28 @@ static const struct {
     {UFFDMM_MSG_EVICT, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_move), 0, on_evict},
     {UFFDMM_MSG_PREFETCH, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_move), -1,
      on_prefetch},
+    {UFFDMM_MSG_MIG_ARM, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_mig_arm), 0,
+     on_mig_arm},
+    {UFFDMM_MSG_MIG_START, UFFDMM_ROLE_QEMU, sizeof(struct uffdmm_mig_start), 0,
+     on_mig_start},
+    {UFFDMM_MSG_MIG_END, 0, sizeof(struct uffdmm_mig_end), 0, on_mig_end},
+    {UFFDMM_MSG_MIG_STATUS, UFFDMM_ROLE_CONTROL, 0, 0, on_mig_status},
+    {UFFDMM_MSG_MIG_EXPORT, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_regions), 0,
+     on_mig_export},
+    {UFFDMM_MSG_MIG_ACK, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_mig_ack), 0,
+     on_mig_ack},
+    {UFFDMM_MSG_MIG_READ, UFFDMM_ROLE_QEMU, sizeof(struct uffdmm_mig_read), 0,
+     on_mig_read},
+    {UFFDMM_MSG_MIG_RELEASE, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_mig_release), 0,
+     on_mig_release},
+    {UFFDMM_MSG_MIG_PREPARE, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_mig_prepare), 0,
+     on_mig_prepare},
+    {UFFDMM_MSG_MIG_IMPORT, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_mig_import), -1,
+     on_mig_import},
+    {UFFDMM_MSG_MIG_INSTALL, UFFDMM_ROLE_QEMU, sizeof(struct uffdmm_mig_install), 0,
+     on_mig_install},
+    {UFFDMM_MSG_MIG_TAKE, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_mig_take), 0,
+     on_mig_take},
 };
 
 /* One whole message.  Negative: the connection must be closed. */
@@ -576,6 +660,11 @@ static int worker_init(struct worker *w, const struct options *options,
     pthread_rwlock_init(&vm->regions_lock, &attr);
     pthread_rwlockattr_destroy(&attr);
     queue_init(vm);
+    ret = mig_new(vm, &vm->mig);
+    if (ret) {
+        snprintf(err, err_len, "no memory for a worker");
+        return ret;
+    }
     policy_init(vm);
     snprintf(stats_tier(vm->stats, 0)->name, UFFDMM_NAME_MAX, "zero");
     stats_tier(vm->stats, 0)->shared = 1; /* the value is all there is */
@@ -615,6 +704,9 @@ static void worker_end(struct worker *w)
     }
     if (w->stores_open) {
         hierarchy_close(vm);
+    }
+    if (vm->mig) {
+        mig_free(vm->mig);
     }
     close_channel(w);
 }

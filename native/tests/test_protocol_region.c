@@ -36,7 +36,7 @@ static void bad_regions_are_refused(void **state)
          .nr_shards = UFFDMM_SHARDS_MAX + 1,
          .name = "mem0"},
         {.size = PAGE, .page_size = PAGE, .nr_shards = 2, .name = "mem0"},
-        {.size = RAM, .page_size = PAGE, .nr_shards = 1, .flags = 1, .name = "mem0"},
+        {.size = RAM, .page_size = PAGE, .nr_shards = 1, .flags = 2, .name = "mem0"},
     };
     (void)state;
 

@@ -120,8 +120,17 @@ struct uffdmm_region_create {
     uint64_t size;      /* bytes, a multiple of page_size */
     uint64_t page_size; /* bytes: 4096, or 2097152 for hugetlbfs */
     uint32_t nr_shards; /* 1..UFFDMM_SHARDS_MAX */
-    uint32_t flags;     /* none defined yet, must be 0 */
+    uint32_t flags;     /* or of enum uffdmm_region_flags */
     char name[UFFDMM_NAME_MAX];
+};
+
+enum uffdmm_region_flags {
+    /*
+     * QEMU waits for a migration: the volume of a shared tier that the same VM
+     * holds on its old host is no reason to refuse, but left alone until
+     * MIG_PREPARE, or until it is given up there.
+     */
+    UFFDMM_CREATE_INCOMING = 1
 };
 
 struct uffdmm_region_create_reply {
@@ -426,8 +435,10 @@ struct uffdmm_mig_prepare {
 };
 
 /*
- * MIG_IMPORT carries one sealed memfd of `nr` locations; later ones replace
- * earlier ones of the same page.  All or none of them are taken.
+ * MIG_IMPORT carries one memfd of `nr` locations, sealed against writing and
+ * shrinking; later ones replace earlier ones of the same page.  All or none of them
+ * are taken.  That no slot is named twice is checked at MIG_INSTALL: while S changes
+ * one slot may go from page to page.
  */
 struct uffdmm_mig_location {
     uint64_t pfn;
