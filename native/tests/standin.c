@@ -65,12 +65,12 @@ static int map_shared_pages(struct standin *s)
     return 0;
 }
 
-static int create_pages(struct standin *s, const char *socket, const char *vm_name,
-                        uint64_t size, uint64_t page_size, uint32_t nr_shards)
+static int create_named(struct standin *s, const char *socket, const char *vm_name,
+                        const char *region, uint32_t flags, uint64_t size,
+                        uint64_t page_size, uint32_t nr_shards)
 {
-    static _Atomic unsigned last_name;
     struct uffdmm_region_create create = {
-        .size = size, .page_size = page_size, .nr_shards = nr_shards};
+        .size = size, .page_size = page_size, .nr_shards = nr_shards, .flags = flags};
     struct uffdmm_region_create_reply created;
     struct peer_msg reply = {0};
 
@@ -91,8 +91,7 @@ static int create_pages(struct standin *s, const char *socket, const char *vm_na
         return refused(s, ret, &reply, "HELLO");
     }
     s->sock = ret;
-    /* As with QEMU's object ids, no two of a process have the same. */
-    snprintf(create.name, sizeof(create.name), "mem%u", atomic_fetch_add(&last_name, 1));
+    snprintf(create.name, sizeof(create.name), "%s", region);
     snprintf(s->socket, sizeof(s->socket), "%s", socket);
     snprintf(s->vm_name, sizeof(s->vm_name), "%s", vm_name);
     memcpy(s->name, create.name, sizeof(s->name));
@@ -117,6 +116,17 @@ static int create_pages(struct standin *s, const char *socket, const char *vm_na
     s->id = created.region_id;
     s->table_size = created.table_size;
     return map_shared_pages(s);
+}
+
+static int create_pages(struct standin *s, const char *socket, const char *vm_name,
+                        uint64_t size, uint64_t page_size, uint32_t nr_shards)
+{
+    static _Atomic unsigned last_name;
+    char region[UFFDMM_NAME_MAX];
+
+    /* As with QEMU's object ids, no two of a process have the same. */
+    snprintf(region, sizeof(region), "mem%u", atomic_fetch_add(&last_name, 1));
+    return create_named(s, socket, vm_name, region, 0, size, page_size, nr_shards);
 }
 
 int standin_create(struct standin *s, const char *socket, const char *vm_name,
@@ -319,8 +329,22 @@ int standin_open_pages(struct standin *s, const char *socket, const char *vm_nam
     return ret;
 }
 
-int standin_request(struct standin *s, uint32_t type, const void *payload,
-                    uint32_t length)
+int standin_open_as(struct standin *s, const char *socket, const char *vm_name,
+                    const char *region, uint32_t flags, uint64_t size)
+{
+    int ret = create_named(s, socket, vm_name, region, flags, size, PAGE, 1);
+
+    if (ret == 0) {
+        ret = standin_map(s);
+    }
+    if (ret == 0) {
+        ret = standin_attach(s);
+    }
+    return ret;
+}
+
+int standin_ask(struct standin *s, uint32_t type, const void *payload, uint32_t length,
+                struct peer_msg *reply)
 {
     struct timespec deadline;
     int ret;
@@ -345,9 +369,19 @@ int standin_request(struct standin *s, uint32_t type, const void *payload,
             snprintf(s->error, sizeof(s->error), "%.*s", UFFDMM_TEXT_MAX,
                      (const char *)s->reply.payload);
         }
-        peer_close_fds(&s->reply);
+        *reply = s->reply;
     }
     pthread_mutex_unlock(&s->lock);
+    return ret;
+}
+
+int standin_request(struct standin *s, uint32_t type, const void *payload,
+                    uint32_t length)
+{
+    struct peer_msg reply = {0};
+    int ret = standin_ask(s, type, payload, length, &reply);
+
+    peer_close_fds(&reply);
     return ret;
 }
 

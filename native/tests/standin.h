@@ -65,6 +65,9 @@ int standin_open(struct standin *s, const char *socket, const char *vm_name,
 /* The same with pages of this size. */
 int standin_open_pages(struct standin *s, const char *socket, const char *vm_name,
                        uint64_t size, uint64_t page_size, uint32_t nr_shards);
+/* The same with this name of the region and these flags, enum uffdmm_region_flags. */
+int standin_open_as(struct standin *s, const char *socket, const char *vm_name,
+                    const char *region, uint32_t flags, uint64_t size);
 /* Its stages: HELLO and REGION_CREATE; mmap and userfaultfds; REGION_ATTACH. */
 int standin_create(struct standin *s, const char *socket, const char *vm_name,
                    uint64_t size, uint32_t nr_shards);
@@ -91,6 +94,10 @@ int standin_discard(struct standin *s, uint64_t first_pfn, uint64_t nr_pages);
 /* A request on the region's own connection, while the service thread runs. */
 int standin_request(struct standin *s, uint32_t type, const void *payload,
                     uint32_t length);
+
+/* The same with the reply, whose descriptors are the caller's. */
+int standin_ask(struct standin *s, uint32_t type, const void *payload, uint32_t length,
+                struct peer_msg *reply);
 
 /* State of a page in the table, enum uffdmm_page_state; its tier. */
 unsigned standin_page_state(const struct standin *s, uint64_t pfn);
