@@ -364,9 +364,12 @@ void superblock_give(struct superblock *sb, const char *destination)
 int superblock_receive(const struct superblock *now, const struct superblock *before,
                        uint64_t epoch, const char *volume, char *err, size_t err_len)
 {
-    /* an epoch that is not the next one: it has been somewhere else meanwhile */
+    /*
+     * Another epoch than the next one: it has been somewhere else meanwhile.  The same:
+     * the source has ended between "all sent" and its release, and a person decides.
+     */
     if (now->state == SUPERBLOCK_RELEASED && now->epoch == epoch &&
-        epoch == before->epoch + 1 && same_vm(now, before)) {
+        (epoch == before->epoch + 1 || epoch == before->epoch) && same_vm(now, before)) {
         return 0;
     }
     snprintf(

@@ -126,6 +126,14 @@ static void guest_finds_all_its_bytes_over_nbd(void **state)
     whole_migration(&g);
 }
 
+static bool volume_there(const struct rig *g)
+{
+    char path[200];
+
+    snprintf(path, sizeof(path), "%s/vm.volume", g->shared);
+    return access(path, F_OK) == 0;
+}
+
 /* ---- what goes wrong ----------------------------------------------------------- */
 
 static void failed_migration_costs_no_slot_and_a_second_one_works(void **state)
@@ -169,8 +177,65 @@ static void volume_stays_when_the_source_ends_before_its_release(void **state)
     rig_fill(&g, 1);
     rig_start_target(&g);
     migrate(&g);
+    uint64_t epoch = rig_status(&g.source_manager).epoch;
     rig_stop_source(&g);
+    assert_true(volume_there(&g));
+    assert_int_equal(rig_take(&g, epoch + 1), -EPERM);
+    assert_int_equal(rig_take(&g, epoch), 0);
     rig_expect_all(&g, &g.target);
+    rig_stop_target(&g);
+    assert_false(volume_there(&g));
+    rig_end(&g);
+}
+
+/* A migration by content alone: the tier is the destination's once the source has ended. */
+static void tier_opens_late_when_its_old_host_gives_it_up(void **state)
+{
+    static struct rig g;
+    struct peer_stats stats;
+    (void)state;
+
+    rig_init(&g);
+    rig_start_source(&g);
+    rig_fill(&g, 1);
+    rig_start_target(&g);
+    memcpy(g.target.base, g.source.base, RIG_RAM);
+    assert_int_equal(control_tier_stats(g.target_manager.socket, "vm", &stats), 0);
+    assert_int_equal(stats.tiers[SHARED_AT_TARGET].state, UFFDMM_TIER_AWAY);
+    assert_int_equal(stats.tiers[SHARED_AT_TARGET].used_bytes, 0);
+    assert_true(volume_there(&g));
+    rig_stop_source(&g);
+    int64_t deadline = monotonic_ms() + 10000;
+    do {
+        sleep_ms(50);
+        assert_int_equal(control_tier_stats(g.target_manager.socket, "vm", &stats), 0);
+    } while (stats.tiers[SHARED_AT_TARGET].state != UFFDMM_TIER_OK &&
+             monotonic_ms() < deadline);
+    assert_int_equal(stats.tiers[SHARED_AT_TARGET].state, UFFDMM_TIER_OK);
+    assert_true(volume_there(&g));
+    rig_expect_all(&g, &g.target);
+    rig_end(&g);
+    assert_true(access(g.shared, F_OK) < 0);
+}
+
+/* A VM that is no migration's destination does not wait for a volume that is in use. */
+static void volume_in_use_refuses_a_vm_that_expects_no_migration(void **state)
+{
+    static struct rig g;
+    struct standin s;
+    (void)state;
+
+    rig_init(&g);
+    rig_start_source(&g);
+    rig_start_target(&g);
+    rig_stop_target(&g);
+    const char *tiers[] = {g.tier, NULL};
+    static const char *const none[] = {NULL};
+    manager_start_tiers(&g.target_manager, "UFFDMM_MANAGER", tiers, none);
+    assert_int_equal(
+        standin_open_as(&s, g.target_manager.socket, "vm", "ram", 0, RIG_RAM), -EBUSY);
+    standin_close(&s);
+    manager_stop(&g.target_manager);
     rig_end(&g);
 }
 
@@ -276,19 +341,19 @@ static void messages_out_of_turn_are_refused(void **state)
     rig_init(&g);
     rig_start_source(&g);
     /* the tier that is not shared, and one that is not there */
-    assert_int_equal(rig_control(&g.source_manager, UFFDMM_MSG_MIG_ARM, &arm, sizeof(arm),
-                                 -1, &reply),
-                     -EOPNOTSUPP);
+    assert_int_equal(
+        rig_control(&g.source_manager, UFFDMM_MSG_MIG_ARM, &arm, sizeof(arm), -1, &reply),
+        -EOPNOTSUPP);
     arm.tier = 9;
-    assert_int_equal(rig_control(&g.source_manager, UFFDMM_MSG_MIG_ARM, &arm, sizeof(arm),
-                                 -1, &reply),
-                     -EINVAL);
+    assert_int_equal(
+        rig_control(&g.source_manager, UFFDMM_MSG_MIG_ARM, &arm, sizeof(arm), -1, &reply),
+        -EINVAL);
     assert_int_equal(rig_source_end(&g, UFFDMM_MIG_SENT), -ENOENT);
     assert_int_equal(rig_release(&g, &epoch), -EPERM);
     rig_begin(&g);
-    assert_int_equal(rig_control(&g.source_manager, UFFDMM_MSG_MIG_ARM, &arm, sizeof(arm),
-                                 -1, &reply),
-                     -EBUSY);
+    assert_int_equal(
+        rig_control(&g.source_manager, UFFDMM_MSG_MIG_ARM, &arm, sizeof(arm), -1, &reply),
+        -EBUSY);
     assert_int_equal(rig_release(&g, &epoch), -EPERM); /* not sent */
     assert_int_equal(rig_source_end(&g, 3), -EINVAL);
     assert_int_equal(rig_source_end(&g, UFFDMM_MIG_FAILED), 0);
@@ -348,8 +413,66 @@ static void stored_pages_are_read_without_bringing_them_in(void **state)
     struct uffdmm_mig_read beyond = {
         .region_id = g.source.id, .nr = 2, .first = RIG_PAGES - 1};
     assert_int_equal(
-        standin_request(&g.source, UFFDMM_MSG_MIG_READ, &beyond, sizeof(beyond)), -EINVAL);
+        standin_request(&g.source, UFFDMM_MSG_MIG_READ, &beyond, sizeof(beyond)),
+        -EINVAL);
     munmap((void *)(uintptr_t)bounce, answer.bounce_size);
+    rig_end(&g);
+}
+
+/* A read that takes long is answered late; the worker answers everything else meanwhile. */
+static void slow_store_holds_up_reads_and_nobody_else(void **state)
+{
+    struct uffdmm_mig_start start = {0};
+    static struct rig g;
+    struct peer_msg reply;
+    int64_t longest = 0;
+    (void)state;
+
+    rig_init(&g);
+    snprintf(g.tier + strlen(g.tier), sizeof(g.tier) - strlen(g.tier),
+             ",delay-read=1500ms");
+    rig_start_source(&g);
+    rig_fill(&g, 1);
+    start.region_id = g.source.id;
+    assert_int_equal(
+        standin_request(&g.source, UFFDMM_MSG_MIG_START, &start, sizeof(start)), 0);
+    uint64_t pfn = 0;
+    while (standin_page_state(&g.source, pfn) != UFFDMM_PAGE_STORED ||
+           standin_page_tier(&g.source, pfn) != SHARED_AT_SOURCE) {
+        assert_true(++pfn < RIG_PAGES);
+    }
+    struct uffdmm_mig_read request = {.region_id = g.source.id, .nr = 1, .first = pfn};
+    struct uffdmm_msg_header header =
+        peer_header(UFFDMM_MSG_MIG_READ, sizeof(request), 77, 0);
+    pthread_mutex_lock(&g.source.lock);
+    g.source.pending_id = 77;
+    assert_int_equal(peer_send(g.source.sock, &header, &request, NULL), 0);
+    pthread_mutex_unlock(&g.source.lock);
+    int64_t began = monotonic_ms();
+    for (int i = 0; i < 50; i++) {
+        int64_t asked = monotonic_ms();
+
+        assert_int_equal(
+            rig_control(&g.source_manager, UFFDMM_MSG_MIG_STATUS, NULL, 0, -1, &reply),
+            0);
+        longest = monotonic_ms() - asked > longest ? monotonic_ms() - asked : longest;
+    }
+    assert_true(monotonic_ms() - began < 1500);
+    assert_true(longest < 1000);
+    pthread_mutex_lock(&g.source.lock);
+    assert_int_equal(g.source.pending_id, 77); /* not answered yet */
+    pthread_mutex_unlock(&g.source.lock);
+    while (monotonic_ms() - began < 5000) {
+        pthread_mutex_lock(&g.source.lock);
+        bool answered = g.source.pending_id == 0;
+        pthread_mutex_unlock(&g.source.lock);
+        if (answered) {
+            break;
+        }
+        sleep_ms(10);
+    }
+    assert_int_equal(g.source.pending_id, 0);
+    assert_int_equal(g.source.reply.header.status, 0);
     rig_end(&g);
 }
 
@@ -432,6 +555,9 @@ int main(void)
         cmocka_unit_test(guest_finds_all_its_bytes_over_nbd),
         cmocka_unit_test(failed_migration_costs_no_slot_and_a_second_one_works),
         cmocka_unit_test(volume_stays_when_the_source_ends_before_its_release),
+        cmocka_unit_test(tier_opens_late_when_its_old_host_gives_it_up),
+        cmocka_unit_test(volume_in_use_refuses_a_vm_that_expects_no_migration),
+        cmocka_unit_test(slow_store_holds_up_reads_and_nobody_else),
         cmocka_unit_test(install_waits_for_locations_and_gives_up_in_time),
         cmocka_unit_test(locations_that_cannot_be_are_refused),
         cmocka_unit_test(messages_out_of_turn_are_refused),
