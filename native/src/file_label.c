@@ -309,7 +309,7 @@ int file_label_receive(struct file_volume *v, const struct tier_vm *vm, uint64_t
     label.epoch = epoch;
     label.state = SUPERBLOCK_OWNED;
     ret = read_label(v, what, &now, err, err_len);
-    if (!ret) {
+    if (!ret && !superblock_same(&now, &label)) { /* else: it was taken a moment ago */
         ret = superblock_receive(&now, &v->label, epoch, what, err, err_len);
     }
     if (!ret) {

@@ -84,6 +84,7 @@ void hierarchy_close(struct vm *vm)
 {
     hierarchy_stop(vm);
     close_tiers(vm);
+    mig_reset(vm->mig);
     atomic_store(&vm->stop, false);
 }
 

@@ -103,6 +103,9 @@ struct mig {
 int mig_new(struct vm *vm, struct mig **out);
 void mig_free(struct mig *m);
 
+/* The tiers have been closed: no session any more. */
+void mig_reset(struct mig *m);
+
 /* Answer the message in @c, at once or later: 0, or a negative errno to close it. */
 int mig_arm(struct vm *vm, struct conn *c);
 int mig_start(struct vm *vm, struct conn *c);
@@ -158,6 +161,8 @@ bool mig_try_install(struct mig *m, struct mig_job *job);
 
 /* Volumes that another host held when this VM came: are they to be had by now? */
 void mig_open_late(struct mig *m);
+
+void mig_free_staging(struct region *r);
 
 /* Puts what was imported for @r into its table.  0 or a negative errno with @err. */
 int mig_install_region(struct mig *m, struct region *r, char *err, size_t err_len);

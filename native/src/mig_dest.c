@@ -178,6 +178,7 @@ static int attach(struct mig *m, const struct uffdmm_mig_prepare *req, char *err
             return -ENOSPC;
         }
         vm->tier_configs[i] = vm->tier_configs[req->tier];
+        vm->tier_bytes[i] = vm->tier_bytes[req->tier];
     }
     ret = tier_attach(&vm->tier[i], i, &vm->tier_configs[i], &tv, &from,
                       stats_tier(vm->stats, i), err, err_len);
@@ -303,8 +304,8 @@ static int each_location(struct mig *m, const struct mig_job *job, bool take, ch
     for (uint64_t done = 0; done < job->request.import.nr;) {
         uint64_t left = job->request.import.nr - done;
         size_t n = left < CHUNK ? (size_t)left : CHUNK;
-        ssize_t got =
-            pread(job->fd, chunk, n * sizeof(*chunk), (off_t)(done * sizeof(*chunk)));
+        ssize_t got = pread(job->fd, chunk, n * sizeof(*chunk),
+                            (off_t)done * (off_t)sizeof(*chunk));
 
         if (got != (ssize_t)(n * sizeof(*chunk))) {
             snprintf(err, err_len, "the file has less than %llu locations",
@@ -316,7 +317,7 @@ static int each_location(struct mig *m, const struct mig_job *job, bool take, ch
                 snprintf(err, err_len,
                          "location %llu: page %llu of region '%s' as %#llx is none that "
                          "can be: tier %u is the source's",
-                         (unsigned long long)(done + i), (unsigned long long)chunk[i].pfn,
+                         (unsigned long long)done + i, (unsigned long long)chunk[i].pfn,
                          r->name, (unsigned long long)chunk[i].entry, m->prepared.tier);
                 return -EINVAL;
             }
@@ -400,6 +401,7 @@ bool mig_try_install(struct mig *m, struct mig_job *job)
         mig_reply_error(job, ret, "%s", err);
         return true;
     }
+    mig_free_staging(r);
     r->mig.installed = true;
     if (all_installed(m->vm)) {
         atomic_store(&m->stage, UFFDMM_MIG_INSTALLED);

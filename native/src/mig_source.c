@@ -207,6 +207,20 @@ int mig_start(struct vm *vm, struct conn *c)
     return conn_reply(c, &reply, sizeof(reply), fds, (unsigned)nr_fds);
 }
 
+/* Gives the memory of S back; a failure only keeps it. */
+static void empty_sets(const struct vm *vm)
+{
+    for (unsigned k = 0; k < UFFDMM_REGIONS_MAX; k++) {
+        const struct region *r = vm->regions[k];
+
+        if (r && r->mig.set &&
+            fallocate(r->mig.set_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                      (off_t)r->mig.set_size) < 0) {
+            log_warn("cannot empty the set of region '%s': %s", r->name, strerror(errno));
+        }
+    }
+}
+
 int mig_end(struct vm *vm, struct conn *c)
 {
     const struct uffdmm_mig_end *req = (const void *)c->payload;
@@ -240,6 +254,7 @@ int mig_end(struct vm *vm, struct conn *c)
             atomic_store(&m->stage, UFFDMM_MIG_ALL_SENT);
         } else {
             mig_freeze_end(m);
+            empty_sets(vm);
             atomic_store(&m->stage, UFFDMM_MIG_IDLE);
         }
     } else if (stage == UFFDMM_MIG_ARMED && req->session) {
@@ -302,7 +317,7 @@ int mig_export(struct vm *vm, struct conn *c)
     if (!r) {
         return conn_reply_error(c, -ENOENT, "there is no further region");
     }
-    if (!mig_running(vm->mig) || !r->mig.set) {
+    if (!mig_running(vm->mig) || !r->mig.set || r->mig.set->session != vm->mig->session) {
         return mig_refuse(c, -EAGAIN,
                           "region '%s' has no set of pages: QEMU has not begun", r->name);
     }

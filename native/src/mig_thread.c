@@ -45,6 +45,19 @@ int mig_new(struct vm *vm, struct mig **out)
     return 0;
 }
 
+void mig_reset(struct mig *m)
+{
+    atomic_store(&m->freezing, false);
+    free(m->frozen);
+    m->frozen = NULL;
+    m->frozen_slots = 0;
+    atomic_store(&m->nr_frozen, 0);
+    atomic_store(&m->uncertain, false);
+    atomic_store(&m->releasing, false);
+    atomic_store(&m->tid, 0);
+    atomic_store(&m->stage, UFFDMM_MIG_IDLE);
+}
+
 void mig_free(struct mig *m)
 {
     free(m->frozen);
@@ -312,6 +325,15 @@ int mig_submit(struct vm *vm, struct conn *c, struct region *r)
     return 0;
 }
 
+void mig_free_staging(struct region *r)
+{
+    free(r->mig.entries);
+    free(r->mig.records);
+    free(r->mig.ages);
+    r->mig.entries = r->mig.records = NULL;
+    r->mig.ages = NULL;
+}
+
 void mig_region_gone(struct region *r)
 {
     struct mig *m = r->vm->mig;
@@ -321,9 +343,5 @@ void mig_region_gone(struct region *r)
         kick(m);
         usleep(1000);
     }
-    free(r->mig.entries);
-    free(r->mig.records);
-    free(r->mig.ages);
-    r->mig.entries = r->mig.records = NULL;
-    r->mig.ages = NULL;
+    mig_free_staging(r);
 }

@@ -123,6 +123,7 @@ void tier_tidy(struct tier *t)
 int tier_quiesce(struct tier *t, uint64_t timeout_ns)
 {
     uint64_t until = clock_ns() + timeout_ns;
+    uint32_t before = tier_hold(t);
 
     pthread_mutex_lock(&t->tidy_lock); /* no trim is under way, and none begins */
     __atomic_store_n(&t->hold, TIER_RELEASED, __ATOMIC_SEQ_CST);
@@ -130,7 +131,7 @@ int tier_quiesce(struct tier *t, uint64_t timeout_ns)
     while (__atomic_load_n(&t->puts, __ATOMIC_SEQ_CST) ||
            __atomic_load_n(&t->writes, __ATOMIC_SEQ_CST)) {
         if (clock_ns() > until) {
-            __atomic_store_n(&t->hold, TIER_HELD, __ATOMIC_SEQ_CST);
+            __atomic_store_n(&t->hold, before, __ATOMIC_SEQ_CST);
             return -ETIMEDOUT;
         }
         usleep(200);

@@ -748,20 +748,20 @@ static int nbd_take(struct tier *t, uint64_t epoch, char *err, size_t err_len)
         snprintf(err, err_len, "%s has no superblock any more", n->name);
         ret = -EUCLEAN;
     }
-    if (!ret) {
-        ret = superblock_receive(&now, &before, epoch, n->name, err, err_len);
-    }
     if (!ret && superblock_self(&self.owner)) {
         snprintf(err, err_len, "cannot tell this process from others; is /proc mounted?");
         ret = -ESRCH;
-    }
-    if (ret) {
-        return ret;
     }
     memcpy(self.vm_uuid, t->vm.uuid, sizeof(self.vm_uuid));
     snprintf(self.vm_name, sizeof(self.vm_name), "%s", t->vm.name);
     self.epoch = epoch;
     self.state = SUPERBLOCK_OWNED;
+    if (!ret && !superblock_same(&now, &self)) { /* else: it was taken a moment ago */
+        ret = superblock_receive(&now, &before, epoch, n->name, err, err_len);
+    }
+    if (ret) {
+        return ret;
+    }
     n->self = self;
     ret = write_block(n, OPEN_NS, err, err_len);
     if (!ret) {

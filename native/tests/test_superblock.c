@@ -312,6 +312,57 @@ static void holder_knows_its_own_block(void **state)
     assert_int_equal(superblock_still_held(block, &self, "volume", err, 256), -EUCLEAN);
 }
 
+/* ---- from host to host ------------------------------------------------------- */
+
+static void source_is_known_by_name_uuid_and_epoch(void **state)
+{
+    struct superblock sb = asker("vm");
+    uint8_t other[16] = {9};
+    char err[256];
+    (void)state;
+
+    sb.epoch = 4;
+    sb.state = SUPERBLOCK_OWNED;
+    assert_int_equal(superblock_match(&sb, "vm", sb.vm_uuid, 4, "volume", err, 256), 0);
+    assert_int_equal(superblock_match(&sb, "vm", sb.vm_uuid, 3, "volume", err, 256),
+                     -ESTALE);
+    assert_int_equal(superblock_match(&sb, "wm", sb.vm_uuid, 4, "volume", err, 256),
+                     -ESTALE);
+    assert_int_equal(superblock_match(&sb, "vm", other, 4, "volume", err, 256), -ESTALE);
+    sb.state = SUPERBLOCK_RELEASED;
+    assert_int_equal(superblock_match(&sb, "vm", sb.vm_uuid, 4, "volume", err, 256),
+                     -ESTALE);
+}
+
+static void only_a_released_volume_is_received_in_its_epoch(void **state)
+{
+    struct superblock before = asker("vm"), given, other;
+    char err[256];
+    (void)state;
+
+    before.epoch = 4;
+    before.state = SUPERBLOCK_OWNED;
+    assert_int_equal(superblock_receive(&before, &before, 4, "volume", err, 256), -EPERM);
+    given = before;
+    superblock_give(&given, "far");
+    assert_int_equal(given.epoch, 5);
+    assert_int_equal(given.state, SUPERBLOCK_RELEASED);
+    assert_string_equal(given.owner.host, "far");
+    assert_false(superblock_same(&given, &before));
+    assert_int_equal(superblock_receive(&given, &before, 5, "volume", err, 256), 0);
+    assert_int_equal(superblock_receive(&given, &before, 4, "volume", err, 256), -EPERM);
+    assert_int_equal(superblock_receive(&given, &before, 6, "volume", err, 256), -EPERM);
+    other = given;
+    other.vm_uuid[0] ^= 1;
+    assert_int_equal(superblock_receive(&other, &before, 5, "volume", err, 256), -EPERM);
+    other = given;
+    other.epoch = 7; /* it has been elsewhere */
+    assert_int_equal(superblock_receive(&other, &before, 7, "volume", err, 256), -EPERM);
+    other = before; /* its holder has ended, and left it */
+    other.state = SUPERBLOCK_RELEASED;
+    assert_int_equal(superblock_receive(&other, &before, 4, "volume", err, 256), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -329,6 +380,8 @@ int main(void)
         cmocka_unit_test(process_of_another_host_cannot_be_judged),
         cmocka_unit_test(nothing_outlives_a_reboot),
         cmocka_unit_test(holder_knows_its_own_block),
+        cmocka_unit_test(source_is_known_by_name_uuid_and_epoch),
+        cmocka_unit_test(only_a_released_volume_is_received_in_its_epoch),
     };
 
     return cmocka_run_group_tests_name("superblock", tests, NULL, NULL);

@@ -361,6 +361,45 @@ static void injected_delays_are_kept(void **state)
     contract_verify(c, 0, 400);
 }
 
+/* From tier_quiesce() on nothing is stored; a write that is under way is waited for. */
+static void closed_tier_takes_no_page_and_no_write(void **state)
+{
+    struct contract *c = *state;
+    struct iovec iov = {.iov_base = page_at(c->written, 0), .iov_len = PAGE_SIZE_4K};
+    struct tier_put put = {.data = page_at(c->written, 500), .region_id = REGION};
+    struct tier_io io;
+
+    contract_store(c, 32, 0, 400);
+    io = (struct tier_io){.tier = &c->tier,
+                          .write = true,
+                          .slot = c->slots[0],
+                          .region_id = REGION,
+                          .iov = &iov,
+                          .nr_iov = 1,
+                          .length = PAGE_SIZE_4K};
+    if (!c->tier.put_stores) {
+        c->config.faults.delay_write_ns = 100 * NSEC_PER_MSEC;
+        tier_submit(&c->queue, &io);
+        assert_int_equal(tier_quiesce(&c->tier, 20 * NSEC_PER_MSEC), -ETIMEDOUT);
+        assert_int_equal(tier_hold(&c->tier), TIER_HELD);
+        while (!tier_poll(&c->queue)) {
+        }
+        assert_int_equal(io.result, 0);
+        c->config.faults.delay_write_ns = 0;
+    }
+    assert_int_equal(tier_quiesce(&c->tier, NSEC_PER_SEC), 0);
+    tier_put(&c->tier, tier_queue_scratch(&c->queue, &c->tier), &put, 1);
+    assert_int_equal(put.result, -ENOSPC);
+    if (!c->tier.put_stores) {
+        assert_int_equal(tier_run(&c->queue, &io, 1, 0), 1);
+        assert_int_equal(io.result, -EROFS);
+    }
+    contract_verify(c, 0, 400);
+    c->tier.hold = TIER_HELD;
+    contract_store(c, 33, 400, 100);
+    contract_verify(c, 0, 500);
+}
+
 /* ---- threads --------------------------------------------------------------- */
 
 struct user {
@@ -460,6 +499,7 @@ int tier_contract(const char *name, const struct tier_config *config)
         CONTRACT(closed_volume_is_gone),
         CONTRACT(injected_errors_do_no_harm),
         CONTRACT(injected_delays_are_kept),
+        CONTRACT(closed_tier_takes_no_page_and_no_write),
         CONTRACT(threads_do_not_disturb_each_other),
     };
 #undef CONTRACT
