@@ -99,9 +99,15 @@ void rig_end(struct rig *g)
     remove_folder(g->shared);
 }
 
-static void open_side(struct standin *s, const struct manager *m, uint32_t flags)
+static const char *vm_name(const struct rig *g, const struct manager *m)
 {
-    if (standin_open_as(s, m->socket, "vm", "ram", flags, RIG_RAM) != 0) {
+    return m == &g->target_manager && g->target_vm ? g->target_vm : "vm";
+}
+
+static void open_side(struct standin *s, const struct manager *m, const char *vm,
+                      uint32_t flags)
+{
+    if (standin_open_as(s, m->socket, vm, "ram", flags, RIG_RAM) != 0) {
         manager_print_log(m);
         fail_msg("the stand-in cannot begin: %s", s->error);
     }
@@ -113,7 +119,7 @@ void rig_start_source(struct rig *g)
 
     manager_start_tiers(&g->source_manager, g->variable ? g->variable : "UFFDMM_MANAGER",
                         tiers, limited);
-    open_side(&g->source, &g->source_manager, 0);
+    open_side(&g->source, &g->source_manager, "vm", 0);
     g->source_open = true;
 }
 
@@ -123,7 +129,8 @@ void rig_start_target(struct rig *g)
 
     manager_start_tiers(&g->target_manager, g->variable ? g->variable : "UFFDMM_MANAGER",
                         tiers, limited);
-    open_side(&g->target, &g->target_manager, UFFDMM_CREATE_INCOMING);
+    open_side(&g->target, &g->target_manager, vm_name(g, &g->target_manager),
+              UFFDMM_CREATE_INCOMING);
     g->target_open = true;
     memset(g->sent, 0, sizeof(g->sent));
 }
@@ -209,10 +216,10 @@ void rig_expect_all(struct rig *g, const struct standin *s)
 
 /* ---- requests ----------------------------------------------------------------- */
 
-int rig_control(const struct manager *m, uint32_t type, const void *payload,
-                uint32_t length, int fd, struct peer_msg *reply)
+int rig_control(const struct rig *g, const struct manager *m, uint32_t type,
+                const void *payload, uint32_t length, int fd, struct peer_msg *reply)
 {
-    int sock = peer_open(m->socket, UFFDMM_ROLE_CONTROL, "vm", reply);
+    int sock = peer_open(m->socket, UFFDMM_ROLE_CONTROL, vm_name(g, m), reply);
     int ret;
 
     assert_true(sock >= 0);
@@ -221,12 +228,12 @@ int rig_control(const struct manager *m, uint32_t type, const void *payload,
     return ret;
 }
 
-struct uffdmm_mig_status_reply rig_status(const struct manager *m)
+struct uffdmm_mig_status_reply rig_status(const struct rig *g, const struct manager *m)
 {
     struct uffdmm_mig_status_reply status;
     struct peer_msg reply;
 
-    assert_int_equal(rig_control(m, UFFDMM_MSG_MIG_STATUS, NULL, 0, -1, &reply), 0);
+    assert_int_equal(rig_control(g, m, UFFDMM_MSG_MIG_STATUS, NULL, 0, -1, &reply), 0);
     assert_int_equal(reply.header.length, sizeof(status));
     memcpy(&status, reply.payload, sizeof(status));
     return status;
@@ -241,7 +248,7 @@ void rig_begin(struct rig *g)
 
     unmap_session(g);
     memset(g->sent, 0, sizeof(g->sent));
-    assert_int_equal(rig_control(&g->source_manager, UFFDMM_MSG_MIG_ARM, &arm,
+    assert_int_equal(rig_control(g, &g->source_manager, UFFDMM_MSG_MIG_ARM, &arm,
                                  sizeof(arm), -1, &reply),
                      0);
     assert_int_equal(
@@ -264,7 +271,7 @@ void rig_begin(struct rig *g)
 
 int rig_prepare(struct rig *g)
 {
-    struct uffdmm_mig_status_reply status = rig_status(&g->source_manager);
+    struct uffdmm_mig_status_reply status = rig_status(g, &g->source_manager);
     struct uffdmm_mig_prepare prepare = {.session = RIG_SESSION,
                                          .tier = TARGET_TIER,
                                          .epoch = status.epoch,
@@ -272,7 +279,7 @@ int rig_prepare(struct rig *g)
     struct peer_msg reply;
 
     memcpy(prepare.volume_uuid, status.volume_uuid, sizeof(prepare.volume_uuid));
-    return rig_control(&g->target_manager, UFFDMM_MSG_MIG_PREPARE, &prepare,
+    return rig_control(g, &g->target_manager, UFFDMM_MSG_MIG_PREPARE, &prepare,
                        sizeof(prepare), -1, &reply);
 }
 
@@ -359,8 +366,8 @@ int rig_import(struct rig *g, const struct uffdmm_mig_location *l, uint64_t nr)
     assert_true(fd >= 0);
     assert_int_equal(write(fd, l, nr * sizeof(*l)), nr * sizeof(*l));
     assert_return_code(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK), errno);
-    ret = rig_control(&g->target_manager, UFFDMM_MSG_MIG_IMPORT, &import, sizeof(import),
-                      fd, &reply);
+    ret = rig_control(g, &g->target_manager, UFFDMM_MSG_MIG_IMPORT, &import,
+                      sizeof(import), fd, &reply);
     close(fd);
     return ret;
 }
@@ -375,7 +382,7 @@ void rig_stream(struct rig *g)
     uint64_t nr = 0;
 
     assert_non_null(l);
-    assert_int_equal(rig_control(&g->source_manager, UFFDMM_MSG_MIG_EXPORT, &request,
+    assert_int_equal(rig_control(g, &g->source_manager, UFFDMM_MSG_MIG_EXPORT, &request,
                                  sizeof(request), -1, &reply),
                      0);
     assert_int_equal(reply.nr_fds, 2);
@@ -404,7 +411,7 @@ void rig_stream(struct rig *g)
     if (nr) {
         assert_int_equal(rig_import(g, l, nr), 0);
     }
-    assert_int_equal(rig_control(&g->source_manager, UFFDMM_MSG_MIG_ACK, &ack,
+    assert_int_equal(rig_control(g, &g->source_manager, UFFDMM_MSG_MIG_ACK, &ack,
                                  sizeof(ack), -1, &reply),
                      0);
     assert_int_equal(g->set->acked, ack.changes);
@@ -445,7 +452,7 @@ int rig_release(struct rig *g, uint64_t *epoch)
     struct uffdmm_mig_release release = {.session = RIG_SESSION, .destination = "target"};
     struct uffdmm_mig_release_reply answer;
     struct peer_msg reply;
-    int ret = rig_control(&g->source_manager, UFFDMM_MSG_MIG_RELEASE, &release,
+    int ret = rig_control(g, &g->source_manager, UFFDMM_MSG_MIG_RELEASE, &release,
                           sizeof(release), -1, &reply);
 
     memcpy(&answer, reply.payload, sizeof(answer));
@@ -458,8 +465,8 @@ int rig_take(struct rig *g, uint64_t epoch)
     struct uffdmm_mig_take take = {.session = RIG_SESSION, .epoch = epoch};
     struct peer_msg reply;
 
-    return rig_control(&g->target_manager, UFFDMM_MSG_MIG_TAKE, &take, sizeof(take), -1,
-                       &reply);
+    return rig_control(g, &g->target_manager, UFFDMM_MSG_MIG_TAKE, &take, sizeof(take),
+                       -1, &reply);
 }
 
 /* ---- looking after slots ------------------------------------------------------------ */
@@ -475,7 +482,8 @@ static bool names_slot(uint64_t e, unsigned tier)
            ((e >> UFFDMM_ENTRY_TIER_SHIFT) & UFFDMM_ENTRY_TIER_MASK) == tier;
 }
 
-void rig_expect_slots(const struct manager *m, const struct standin *s, unsigned tier)
+void rig_expect_slots(const struct rig *g, const struct manager *m,
+                      const struct standin *s, unsigned tier)
 {
     int64_t deadline = monotonic_ms() + 10000;
     uint64_t named, taken;
@@ -486,7 +494,7 @@ void rig_expect_slots(const struct manager *m, const struct standin *s, unsigned
 
         named = 0;
         sleep_ms(100);
-        assert_int_equal(control_tier_stats(m->socket, "vm", &stats), 0);
+        assert_int_equal(control_tier_stats(m->socket, vm_name(g, m), &stats), 0);
         taken = stats.tiers[tier].used_bytes / 4096;
         for (uint64_t pfn = 0; pfn < RIG_PAGES; pfn++) {
             named += names_slot(atomic_load(&s->entries[pfn]), tier);

@@ -16,9 +16,10 @@
 enum { RIG_RAM = 32 << 20, RIG_PAGES = RIG_RAM / 4096, RIG_SESSION = 0x1122 };
 
 struct rig {
-    char shared[160];     /* folder of the store, "" for an export */
-    char tier[256];       /* the shared tier, as an option */
-    const char *variable; /* which manager, NULL: UFFDMM_MANAGER */
+    char shared[160];      /* folder of the store, "" for an export */
+    char tier[256];        /* the shared tier, as an option */
+    const char *target_vm; /* name of the VM there, NULL: "vm", as on the source */
+    const char *variable;  /* which manager, NULL: UFFDMM_MANAGER */
     struct manager source_manager, target_manager;
     struct standin source, target;
     bool source_open, target_open;
@@ -54,9 +55,9 @@ void rig_fill(struct rig *g, uint32_t version);
 void rig_expect_all(struct rig *g, const struct standin *s);
 
 /* One request of a control client; the reply's status. */
-int rig_control(const struct manager *m, uint32_t type, const void *payload,
-                uint32_t length, int fd, struct peer_msg *reply);
-struct uffdmm_mig_status_reply rig_status(const struct manager *m);
+int rig_control(const struct rig *g, const struct manager *m, uint32_t type,
+                const void *payload, uint32_t length, int fd, struct peer_msg *reply);
+struct uffdmm_mig_status_reply rig_status(const struct rig *g, const struct manager *m);
 
 /* MIG_ARM with the shared tier, MIG_START. */
 void rig_begin(struct rig *g);
@@ -78,7 +79,8 @@ int rig_release(struct rig *g, uint64_t *epoch);
 int rig_take(struct rig *g, uint64_t epoch);
 
 /* Slots taken in the shared tier, and slots that entries name there, agree. */
-void rig_expect_slots(const struct manager *m, const struct standin *s, unsigned tier);
+void rig_expect_slots(const struct rig *g, const struct manager *m,
+                      const struct standin *s, unsigned tier);
 /* Pages of S whose slot the entry of another page names: slots that were used again. */
 uint64_t rig_reused(const struct rig *g);
 

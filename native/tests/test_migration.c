@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { SHARED_AT_SOURCE = 1, SHARED_AT_TARGET = 2 };
+enum { SHARED_AT_SOURCE = 1, SHARED_AT_TARGET = 2, TIERS_OF_TARGET = 3 };
 
 static uint64_t random_page(uint64_t *seed)
 {
@@ -68,8 +68,8 @@ static void migrate(struct rig *g)
     assert_true(count > RIG_PAGES / 2);
     assert_int_equal(rig_source_end(g, UFFDMM_MIG_SENT), 0);
     assert_int_equal(rig_install(g, count, digest, 5000), 0);
-    assert_int_equal(rig_status(&g->target_manager).stage, UFFDMM_MIG_INSTALLED);
-    assert_int_equal(rig_status(&g->target_manager).located, count);
+    assert_int_equal(rig_status(g, &g->target_manager).stage, UFFDMM_MIG_INSTALLED);
+    assert_int_equal(rig_status(g, &g->target_manager).located, count);
 }
 
 static void whole_migration(struct rig *g)
@@ -96,8 +96,11 @@ static void whole_migration(struct rig *g)
         rig_write(g, &g->target, pfn, 9);
     }
     rig_expect_all(g, &g->target);
-    rig_expect_slots(&g->target_manager, &g->target, SHARED_AT_TARGET);
-    assert_int_equal(control_tier_stats(g->target_manager.socket, "vm", &stats), 0);
+    rig_expect_slots(g, &g->target_manager, &g->target,
+                     g->target_vm ? TIERS_OF_TARGET + 1 : SHARED_AT_TARGET);
+    assert_int_equal(control_tier_stats(g->target_manager.socket,
+                                        g->target_vm ? g->target_vm : "vm", &stats),
+                     0);
     assert_int_equal(stats.vm.checksum_errors, 0);
     assert_int_equal(stats.vm.lost_pages, 0);
     print_message("skipped %llu, copied %llu\n", (unsigned long long)g->skipped,
@@ -126,6 +129,17 @@ static void guest_finds_all_its_bytes_over_nbd(void **state)
     whole_migration(&g);
 }
 
+/* The destination has a volume of its own in that tier: the source's stands beside it. */
+static void guest_finds_all_its_bytes_under_another_name(void **state)
+{
+    static struct rig g;
+    (void)state;
+
+    rig_init(&g);
+    g.target_vm = "moved";
+    whole_migration(&g);
+}
+
 static bool volume_there(const struct rig *g)
 {
     char path[200];
@@ -150,19 +164,19 @@ static void failed_migration_costs_no_slot_and_a_second_one_works(void **state)
     for (uint64_t pfn = 0; pfn < RIG_PAGES; pfn += 3) {
         rig_write(&g, &g.source, pfn, 11); /* the guest goes on, and S is not told */
     }
-    assert_true(rig_status(&g.source_manager).frozen_slots > 100);
+    assert_true(rig_status(&g, &g.source_manager).frozen_slots > 100);
     rig_stop_target(&g);
     assert_int_equal(rig_source_end(&g, UFFDMM_MIG_FAILED), 0);
-    assert_int_equal(rig_status(&g.source_manager).frozen_slots, 0);
-    assert_int_equal(rig_status(&g.source_manager).stage, UFFDMM_MIG_IDLE);
-    rig_expect_slots(&g.source_manager, &g.source, SHARED_AT_SOURCE);
+    assert_int_equal(rig_status(&g, &g.source_manager).frozen_slots, 0);
+    assert_int_equal(rig_status(&g, &g.source_manager).stage, UFFDMM_MIG_IDLE);
+    rig_expect_slots(&g, &g.source_manager, &g.source, SHARED_AT_SOURCE);
     rig_expect_all(&g, &g.source);
     rig_start_target(&g);
     migrate(&g);
     assert_int_equal(rig_release(&g, &epoch), 0);
     assert_int_equal(rig_take(&g, epoch), 0);
     rig_expect_all(&g, &g.target);
-    rig_expect_slots(&g.target_manager, &g.target, SHARED_AT_TARGET);
+    rig_expect_slots(&g, &g.target_manager, &g.target, SHARED_AT_TARGET);
     rig_end(&g);
 }
 
@@ -177,7 +191,7 @@ static void volume_stays_when_the_source_ends_before_its_release(void **state)
     rig_fill(&g, 1);
     rig_start_target(&g);
     migrate(&g);
-    uint64_t epoch = rig_status(&g.source_manager).epoch;
+    uint64_t epoch = rig_status(&g, &g.source_manager).epoch;
     rig_stop_source(&g);
     assert_true(volume_there(&g));
     assert_int_equal(rig_take(&g, epoch + 1), -EPERM);
@@ -312,7 +326,7 @@ static void locations_that_cannot_be_are_refused(void **state)
         if (rig_import(&g, pair, 2) != -EINVAL) {
             fail_msg("location %zu was taken", i);
         }
-        assert_int_equal(rig_status(&g.target_manager).located, 0); /* all or none */
+        assert_int_equal(rig_status(&g, &g.target_manager).located, 0); /* all or none */
     }
     /* one slot for two pages: whoever says so gets nothing installed */
     uint64_t e = stored(SHARED_AT_TARGET, 7);
@@ -321,12 +335,12 @@ static void locations_that_cannot_be_are_refused(void **state)
     uint64_t digest = mig_digest(1, e, 0) + mig_digest(2, e, 0);
     assert_int_equal(rig_import(&g, twice, 2), 0);
     assert_int_equal(rig_install(&g, 2, digest, 100), -EINVAL);
-    rig_expect_slots(&g.target_manager, &g.target, SHARED_AT_TARGET);
+    rig_expect_slots(&g, &g.target_manager, &g.target, SHARED_AT_TARGET);
     assert_int_equal(standin_count(&g.target, UFFDMM_PAGE_STORED), 0);
     /* withdrawn */
     twice[1].entry = 0;
     assert_int_equal(rig_import(&g, twice, 2), 0);
-    assert_int_equal(rig_status(&g.target_manager).located, 1);
+    assert_int_equal(rig_status(&g, &g.target_manager).located, 1);
     rig_end(&g);
 }
 
@@ -341,19 +355,19 @@ static void messages_out_of_turn_are_refused(void **state)
     rig_init(&g);
     rig_start_source(&g);
     /* the tier that is not shared, and one that is not there */
-    assert_int_equal(
-        rig_control(&g.source_manager, UFFDMM_MSG_MIG_ARM, &arm, sizeof(arm), -1, &reply),
-        -EOPNOTSUPP);
+    assert_int_equal(rig_control(&g, &g.source_manager, UFFDMM_MSG_MIG_ARM, &arm,
+                                 sizeof(arm), -1, &reply),
+                     -EOPNOTSUPP);
     arm.tier = 9;
-    assert_int_equal(
-        rig_control(&g.source_manager, UFFDMM_MSG_MIG_ARM, &arm, sizeof(arm), -1, &reply),
-        -EINVAL);
+    assert_int_equal(rig_control(&g, &g.source_manager, UFFDMM_MSG_MIG_ARM, &arm,
+                                 sizeof(arm), -1, &reply),
+                     -EINVAL);
     assert_int_equal(rig_source_end(&g, UFFDMM_MIG_SENT), -ENOENT);
     assert_int_equal(rig_release(&g, &epoch), -EPERM);
     rig_begin(&g);
-    assert_int_equal(
-        rig_control(&g.source_manager, UFFDMM_MSG_MIG_ARM, &arm, sizeof(arm), -1, &reply),
-        -EBUSY);
+    assert_int_equal(rig_control(&g, &g.source_manager, UFFDMM_MSG_MIG_ARM, &arm,
+                                 sizeof(arm), -1, &reply),
+                     -EBUSY);
     assert_int_equal(rig_release(&g, &epoch), -EPERM); /* not sent */
     assert_int_equal(rig_source_end(&g, 3), -EINVAL);
     assert_int_equal(rig_source_end(&g, UFFDMM_MIG_FAILED), 0);
@@ -452,9 +466,9 @@ static void slow_store_holds_up_reads_and_nobody_else(void **state)
     for (int i = 0; i < 50; i++) {
         int64_t asked = monotonic_ms();
 
-        assert_int_equal(
-            rig_control(&g.source_manager, UFFDMM_MSG_MIG_STATUS, NULL, 0, -1, &reply),
-            0);
+        assert_int_equal(rig_control(&g, &g.source_manager, UFFDMM_MSG_MIG_STATUS, NULL,
+                                     0, -1, &reply),
+                         0);
         longest = monotonic_ms() - asked > longest ? monotonic_ms() - asked : longest;
     }
     assert_true(monotonic_ms() - began < 1500);
@@ -522,12 +536,14 @@ static uint64_t reused_after_a_race(const char *variable)
     atomic_store(&race.stop, true);
     pthread_join(guest, NULL);
     reused = rig_reused(&race.rig);
-    print_message("%llu pages skipped, %llu slots kept, %llu used again\n",
-                  (unsigned long long)race.rig.skipped,
-                  (unsigned long long)rig_status(&race.rig.source_manager).frozen_slots,
-                  (unsigned long long)reused);
+    print_message(
+        "%llu pages skipped, %llu slots kept, %llu used again\n",
+        (unsigned long long)race.rig.skipped,
+        (unsigned long long)rig_status(&race.rig, &race.rig.source_manager).frozen_slots,
+        (unsigned long long)reused);
     assert_int_equal(rig_source_end(&race.rig, UFFDMM_MIG_FAILED), 0);
-    rig_expect_slots(&race.rig.source_manager, &race.rig.source, SHARED_AT_SOURCE);
+    rig_expect_slots(&race.rig, &race.rig.source_manager, &race.rig.source,
+                     SHARED_AT_SOURCE);
     rig_expect_all(&race.rig, &race.rig.source);
     rig_end(&race.rig);
     return reused;
@@ -553,6 +569,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(guest_finds_all_its_bytes_over_a_shared_folder),
         cmocka_unit_test(guest_finds_all_its_bytes_over_nbd),
+        cmocka_unit_test(guest_finds_all_its_bytes_under_another_name),
         cmocka_unit_test(failed_migration_costs_no_slot_and_a_second_one_works),
         cmocka_unit_test(volume_stays_when_the_source_ends_before_its_release),
         cmocka_unit_test(tier_opens_late_when_its_old_host_gives_it_up),
