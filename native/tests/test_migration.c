@@ -433,6 +433,51 @@ static void stored_pages_are_read_without_bringing_them_in(void **state)
     rig_end(&g);
 }
 
+static void *touch_rest(void *arg)
+{
+    struct rig *g = arg;
+
+    for (uint64_t pfn = RIG_PAGES / 2; pfn < RIG_PAGES; pfn++) {
+        if (!rig_page_is(&g->source, pfn, 1)) {
+            return g; /* assertions are the main thread's */
+        }
+    }
+    return NULL;
+}
+
+/* Faults of QEMU's thread that migrates are counted apart, until the migration ends. */
+static void swap_ins_are_those_of_the_thread_that_migrates(void **state)
+{
+    struct uffdmm_mig_start start = {.tid = (uint32_t)gettid()};
+    struct uffdmm_mig_end end = {.outcome = UFFDMM_MIG_FAILED};
+    static struct rig g;
+    pthread_t other;
+    void *wrong;
+    (void)state;
+
+    rig_init(&g);
+    rig_start_source(&g);
+    rig_fill(&g, 1);
+    start.region_id = g.source.id;
+    assert_int_equal(
+        standin_request(&g.source, UFFDMM_MSG_MIG_START, &start, sizeof(start)), 0);
+    assert_int_equal(rig_status(&g, &g.source_manager).swap_ins, 0);
+    assert_int_equal(pthread_create(&other, NULL, touch_rest, &g), 0);
+    pthread_join(other, &wrong);
+    assert_null(wrong);
+    assert_int_equal(rig_status(&g, &g.source_manager).swap_ins, 0);
+    for (uint64_t pfn = 0; pfn < RIG_PAGES / 2; pfn++) {
+        assert_true(rig_page_is(&g.source, pfn, 1));
+    }
+    uint64_t swap_ins = rig_status(&g, &g.source_manager).swap_ins;
+    assert_true(swap_ins > 10);
+    assert_int_equal(standin_request(&g.source, UFFDMM_MSG_MIG_END, &end, sizeof(end)),
+                     0);
+    assert_null(touch_rest(&g));
+    assert_int_equal(rig_status(&g, &g.source_manager).swap_ins, swap_ins);
+    rig_end(&g);
+}
+
 /* A read that takes long is answered late; the worker answers everything else meanwhile. */
 static void slow_store_holds_up_reads_and_nobody_else(void **state)
 {
@@ -579,6 +624,7 @@ int main(void)
         cmocka_unit_test(locations_that_cannot_be_are_refused),
         cmocka_unit_test(messages_out_of_turn_are_refused),
         cmocka_unit_test(stored_pages_are_read_without_bringing_them_in),
+        cmocka_unit_test(swap_ins_are_those_of_the_thread_that_migrates),
         cmocka_unit_test(slot_that_s_names_is_not_used_again),
         cmocka_unit_test(control_without_freezing_slots_are_used_again),
     };
