@@ -4,6 +4,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "exec/memory.h"
 #include "exec/ramblock.h"
 #include "system/hostmem-external.h"
 #include "hostmem-external-link.h"
@@ -19,5 +20,7 @@ void hostmem_external_discarded(RAMBlock *rb, uint64_t start, size_t length)
 {
     if (rb->external) {
         external_link_discarded(rb->external, start, length);
+        /* a destination may have the old content, or its location */
+        memory_region_set_dirty(rb->mr, start, length);
     }
 }

@@ -33,6 +33,7 @@ static void external_link_free(ExternalLink *link)
     external_stats_unmap(&link->stats);
     event_notifier_cleanup(&link->wake);
     qemu_cond_destroy(&link->phase_changed);
+    qemu_cond_destroy(&link->call_done);
     qemu_mutex_destroy(&link->lock);
     g_array_free(link->discards, true);
     error_free(link->failed);
@@ -79,6 +80,8 @@ ExternalLink *external_link_start(const ExternalLinkConfig *config,
                          config->nr_shards);
     qemu_mutex_init(&link->lock);
     qemu_cond_init(&link->phase_changed);
+    qemu_cond_init(&link->call_done);
+    QTAILQ_INIT(&link->calls);
     ret = event_notifier_init(&link->wake, false);
     if (ret < 0) {
         error_setg_errno(errp, -ret, "cannot create an event notifier");

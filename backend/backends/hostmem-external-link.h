@@ -14,6 +14,7 @@
 #include "system/uffdmm-protocol.h"
 
 typedef struct ExternalLink ExternalLink;
+typedef struct ExternalMigration ExternalMigration;
 
 typedef struct ExternalLinkConfig {
     const char *id; /* of the backend */

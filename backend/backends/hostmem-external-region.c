@@ -77,13 +77,20 @@ static bool external_fd_check(int fd, uint64_t size, const char *what,
     return true;
 }
 
-/* Is an array of @n elements of @size bytes at @offset inside the table? */
-static bool external_table_holds(uint64_t table_size, uint64_t offset,
-                                 uint64_t n, uint64_t size)
+/* Check that an array of the table, one element a page, is inside of it. */
+static bool external_array_check(uint64_t offset, uint64_t element,
+                                 uint64_t nr_pages, uint64_t table_size,
+                                 const char *what, Error **errp)
 {
-    return QEMU_IS_ALIGNED(offset, size) &&
-           offset >= sizeof(struct uffdmm_table_header) &&
-           offset <= table_size && (table_size - offset) / size >= n;
+    if (!QEMU_IS_ALIGNED(offset, element) ||
+        offset < sizeof(struct uffdmm_table_header) || offset > table_size ||
+        table_size - offset < nr_pages * element) {
+        error_setg(errp, "the %s of the page-state table, at offset %" PRIu64
+                   ", are not inside its %" PRIu64 " bytes", what, offset,
+                   table_size);
+        return false;
+    }
+    return true;
 }
 
 static bool external_table_check(const ExternalRegion *region,
@@ -108,21 +115,12 @@ static bool external_table_check(const ExternalRegion *region,
                    nr_pages, region->page_size);
         return false;
     }
-    if (!external_table_holds(table_size, table->entries_offset, nr_pages,
-                              sizeof(uint64_t))) {
-        error_setg(errp, "the entries of the page-state table, at offset %"
-                   PRIu64 ", are not inside its %" PRIu64 " bytes",
-                   table->entries_offset, table_size);
-        return false;
-    }
-    if (!external_table_holds(table_size, table->pins_offset, nr_pages,
-                              sizeof(uint32_t))) {
-        error_setg(errp, "the pins of the page-state table, at offset %"
-                   PRIu64 ", are not inside its %" PRIu64 " bytes",
-                   table->pins_offset, table_size);
-        return false;
-    }
-    return true;
+    return external_array_check(table->entries_offset, sizeof(uint64_t),
+                                nr_pages, table_size, "entries", errp) &&
+           external_array_check(table->records_offset, sizeof(uint64_t),
+                                nr_pages, table_size, "records", errp) &&
+           external_array_check(table->pins_offset, sizeof(uint32_t),
+                                nr_pages, table_size, "pins", errp);
 }
 
 bool external_region_adopt(ExternalRegion *region,
@@ -185,6 +183,7 @@ bool external_region_adopt(ExternalRegion *region,
     region->table = table;
     region->table_size = reply->table_size;
     region->entries = (uint64_t *)((uint8_t *)table + table->entries_offset);
+    region->records = (void *)((uint8_t *)table + table->records_offset);
     region->pins = (uint32_t *)((uint8_t *)table + table->pins_offset);
     region->memfd = fds[0];
     region->table_fd = fds[1];

@@ -31,7 +31,8 @@ typedef struct ExternalRegion {
     struct uffdmm_table_header *table; /* mapped, shared with the manager */
     uint64_t table_size;               /* bytes mapped */
     uint64_t *entries;                 /* inside table, one a page */
-    uint32_t *pins;                    /* likewise */
+    const uint64_t *records;           /* likewise */
+    uint32_t *pins;                    /* likewise; written by QEMU alone */
     uint8_t *base;                     /* of the memory; NULL until known */
     bool registered;
 } ExternalRegion;

@@ -18,7 +18,7 @@
  *   CONNECT   connect, HELLO, REGION_CREATE: descriptors arrive
  *   CREATED   waits for the main thread to map the memory
  *   ATTACH    creates the userfaultfds, REGION_ATTACH
- *   LIVE      serves ZAP; sends DISCARD and SET_POLICY
+ *   LIVE      serves ZAP; sends DISCARD, SET_POLICY and the calls of others
  *   LOST      no connection: tries again by RECONNECT, with all descriptors
  *             kept, while threads that touch missing memory wait
  *   ENDED     failed before it was live, or stopped
@@ -59,6 +59,7 @@ static void external_link_set_phase(ExternalLink *link, ExternalPhase phase)
         /* who attaches next reads the table, and has a policy of its own */
         g_array_set_size(link->discards, 0);
         memset(&link->policy, 0, sizeof(link->policy));
+        external_calls_fail(link);
     }
     qemu_cond_broadcast(&link->phase_changed);
     trace_external_link_phase(link->id, phase);
@@ -160,7 +161,7 @@ static void external_link_policy_reply(ExternalLink *link,
 /* Returns false if the manager broke the protocol. */
 static bool external_link_dispatch(ExternalLink *link, Error **errp)
 {
-    const ExternalMessage *msg = &link->chan.incoming;
+    ExternalMessage *msg = &link->chan.incoming;
     const struct uffdmm_msg_header *h = &msg->header;
 
     trace_external_link_message(link->id, h->type, h->request_id, h->status,
@@ -185,10 +186,32 @@ static bool external_link_dispatch(ExternalLink *link, Error **errp)
         if (h->type == (UFFDMM_MSG_SET_POLICY | UFFDMM_MSG_REPLY)) {
             return true; /* superseded by a later one */
         }
+        if (external_calls_reply(link, msg,
+                                 h->status ? external_message_error(msg) :
+                                             NULL)) {
+            return true;
+        }
     }
     error_setg(errp, "the memory manager sent an unexpected message of type "
                "0x%" PRIx32, h->type);
     return false;
+}
+
+/* Send the calls of other threads, after the discards that came before. */
+static void external_link_send_calls(ExternalLink *link)
+{
+    ExternalCall *call;
+
+    QEMU_LOCK_GUARD(&link->lock);
+    while (link->phase == PHASE_LIVE &&
+           (call = external_calls_next(link)) != NULL) {
+        const void *payload;
+        uint32_t length;
+        uint32_t type = external_call_request(call, &payload, &length);
+
+        external_call_sent(call, external_link_queue(link, type, payload,
+                                                     length, NULL, 0));
+    }
 }
 
 /* Turn what other threads asked for into messages. */
@@ -226,6 +249,7 @@ static void external_link_take_requests(ExternalLink *link)
                                               &policy, sizeof(policy),
                                               NULL, 0);
     }
+    external_link_send_calls(link);
 }
 
 /**

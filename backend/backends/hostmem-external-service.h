@@ -9,6 +9,7 @@
 
 #include "qemu/event_notifier.h"
 #include "qemu/thread.h"
+#include "hostmem-external-call.h"
 #include "hostmem-external-link.h"
 #include "hostmem-external-region.h"
 #include "hostmem-external-wire.h"
@@ -68,7 +69,36 @@ struct ExternalLink {
     GArray *discards;            /* of ExternalRange, to be sent */
     struct uffdmm_policy policy; /* to be sent if it names any field */
     char *policy_error;
+    QTAILQ_HEAD(, ExternalCall) calls; /* unanswered, in order */
+    QemuCond call_done;
+
+    /* of the thread that migrates; the BQL while there is none */
+    ExternalMigration *migration;
 };
+
+/* First call that was not sent yet, or NULL.  Under link->lock. */
+ExternalCall *external_calls_next(ExternalLink *link);
+
+/* Type and payload of a call; they stay as they are while it is listed. */
+uint32_t external_call_request(const ExternalCall *call, const void **payload,
+                               uint32_t *length);
+
+/* It is on its way.  Under link->lock. */
+void external_call_sent(ExternalCall *call, uint64_t request_id);
+
+/**
+ * external_calls_reply: give a reply to the call that it answers
+ *
+ * @msg: a reply; its descriptors may be taken
+ * @error: its sentence if its status is not 0, which is taken in any case
+ *
+ * Returns: whether there is such a call
+ */
+bool external_calls_reply(ExternalLink *link, ExternalMessage *msg,
+                          char *error);
+
+/* The connection is gone.  Under link->lock. */
+void external_calls_fail(ExternalLink *link);
 
 void *external_link_thread(void *opaque);
 

@@ -42,7 +42,7 @@ static int fake_memfd_flags(const char *name, uint64_t size, int seals,
     return fd;
 }
 
-static int fake_memfd(const char *name, uint64_t size, int seals)
+int fake_memfd(const char *name, uint64_t size, int seals)
 {
     return fake_memfd_flags(name, size, seals, 0);
 }
@@ -81,9 +81,9 @@ static void fake_send(int sock, const struct uffdmm_msg_header *header,
     sendmsg(sock, &msg, MSG_NOSIGNAL);
 }
 
-static void fake_reply(int sock, const struct uffdmm_msg_header *to,
-                       const void *payload, uint32_t length, const int *fds,
-                       uint32_t nr_fds)
+void fake_reply(int sock, const struct uffdmm_msg_header *to,
+                const void *payload, uint32_t length, const int *fds,
+                uint32_t nr_fds)
 {
     struct uffdmm_msg_header header = {
         .magic = UFFDMM_MAGIC,
@@ -98,8 +98,8 @@ static void fake_reply(int sock, const struct uffdmm_msg_header *to,
     fake_send(sock, &header, payload, fds);
 }
 
-static void fake_reply_error(int sock, const struct uffdmm_msg_header *to,
-                             int status, const char *text)
+void fake_reply_error(int sock, const struct uffdmm_msg_header *to,
+                      int status, const char *text)
 {
     struct uffdmm_error error = { 0 };
     struct uffdmm_msg_header header = {
@@ -208,7 +208,7 @@ static void fake_create(FakeManager *m, FakeRegion *r,
     r->size = create->size;
     r->page_size = create->page_size;
     r->nr_shards = create->nr_shards;
-    r->table_size = FAKE_PAGE_SIZE + nr_pages * 24;
+    r->table_size = FAKE_PAGE_SIZE + nr_pages * 24; /* 21 and padding */
     r->memfd = fake_memfd_flags("guest", memfd_size,
                                 m->fault == FAKE_UNSEALED ? 0 : SEALS,
                                 huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0);
@@ -230,6 +230,7 @@ static void fake_create(FakeManager *m, FakeRegion *r,
         .region_id = r->id,
     };
     r->entries = (uint64_t *)((uint8_t *)r->table + FAKE_PAGE_SIZE);
+    r->records = r->entries + nr_pages;
     r->pins = (uint32_t *)((uint8_t *)r->table + r->table->pins_offset);
     for (uint64_t pfn = 0; pfn < nr_pages; pfn++) {
         r->entries[pfn] = m->initial_entry ? m->initial_entry(pfn) :
@@ -376,6 +377,7 @@ static void fake_region_close(FakeRegion *r)
         }
         r->uffd[i] = -1;
     }
+    fake_migration_close(r);
     if (r->table) {
         munmap(r->table, r->table_size);
         r->table = NULL;
@@ -426,7 +428,7 @@ static void fake_message(FakeManager *m, FakeRegion *r)
         m->zap_replies++;
         break;
     default:
-        g_assert_not_reached();
+        g_assert_true(fake_migration_message(m, r, &h, payload));
     }
 }
 

@@ -15,6 +15,7 @@
 #define FAKE_HUGE_SIZE 2097152
 #define FAKE_REGIONS   4
 #define FAKE_TIERS     3
+#define FAKE_SHARED_TIER 2 /* that of the file, named disk */
 
 typedef enum FakeFault {
     FAKE_OK,
@@ -47,7 +48,20 @@ typedef struct FakeRegion {
     struct uffdmm_table_header *table;
     uint64_t table_size;
     uint64_t *entries;
+    uint64_t *records;
     uint32_t *pins;
+
+    /* migration, see uffdmm-fake-migration.c */
+    struct uffdmm_set_header *set; /* mapped while there is a session */
+    struct uffdmm_set_page *elements;
+    uint8_t *bounce;
+    unsigned starts;
+    unsigned reads;      /* MIG_READ */
+    uint64_t read_pages; /* whose content went into the bounce buffer */
+    unsigned sent;       /* MIG_END */
+    unsigned failed;     /* MIG_END */
+    unsigned installs;
+    struct uffdmm_mig_install install; /* the last one */
     char name[UFFDMM_NAME_MAX];
 } FakeRegion;
 
@@ -86,7 +100,29 @@ typedef struct FakeManager {
     struct uffdmm_hello hello;
     struct uffdmm_policy policy;
     GArray *discards; /* of struct uffdmm_range */
+
+    /* migration, of all regions */
+    uint64_t session;        /* armed, or 0 */
+    bool hold_reads;         /* do not answer MIG_READ */
+    struct FakeManager *source; /* whose S MIG_INSTALL takes */
 } FakeManager;
+
+/* Messages of a migration; false for any other type.  Under the lock. */
+bool fake_migration_message(FakeManager *m, FakeRegion *r,
+                            const struct uffdmm_msg_header *h,
+                            const void *payload);
+void fake_migration_close(FakeRegion *r);
+
+/* Count and digest of S, from its elements */
+void fake_set_digest(const FakeRegion *r, uint64_t *count, uint64_t *digest);
+
+/* For the messages above */
+int fake_memfd(const char *name, uint64_t size, int seals);
+void fake_reply(int sock, const struct uffdmm_msg_header *to,
+                const void *payload, uint32_t length, const int *fds,
+                uint32_t nr_fds);
+void fake_reply_error(int sock, const struct uffdmm_msg_header *to,
+                      int status, const char *text);
 
 FakeManager *fake_manager_new(void);
 void fake_manager_free(FakeManager *m);
