@@ -255,8 +255,11 @@ void hostmem_external_migration_end(RAMBlock *rb, bool failed)
     if (!m) {
         return;
     }
-    if (failed) {
-        /* a manager that is gone has forgotten the session anyway */
+    if (failed || !m->session) {
+        /*
+         * Without locations nothing need be kept, whatever became of it.  A
+         * manager that is gone has forgotten the session anyway.
+         */
         external_call_unref(external_migration_end_call(link,
                                                         UFFDMM_MIG_FAILED));
     }

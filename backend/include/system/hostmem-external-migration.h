@@ -75,7 +75,7 @@ void hostmem_external_migration_locations(RAMBlock *rb,
  */
 bool hostmem_external_migration_sent(RAMBlock *rb, Error **errp);
 
-/* Forget the migration; tells the manager if it has @failed.  Never waits. */
+/* Forget the migration; the manager is told if it has @failed.  No waiting. */
 void hostmem_external_migration_end(RAMBlock *rb, bool failed);
 
 /* The name of the region of a block, as its manager knows it */

@@ -524,7 +524,8 @@ static void *fake_thread(void *opaque)
         if (fds[0].revents) {
             FakeRegion *r = fake_region_unused(m);
 
-            r->sock = accept(m->listener, NULL, NULL);
+            /* not for a QEMU that is started later */
+            r->sock = accept4(m->listener, NULL, NULL, SOCK_CLOEXEC);
             memset(r->faults, 0, sizeof(r->faults));
             m->connects++;
             if (m->fault == FAKE_REFUSE_PEER) {

@@ -118,7 +118,8 @@ static void set_capability(QTestState *qts, const char *name)
                              "  'capability': %s, 'state': true}]}}", name);
 }
 
-static void pair_start(Pair *p, uint64_t (*layout)(uint64_t), bool locations)
+static void pair_start(Pair *p, uint64_t (*layout)(uint64_t), bool locations,
+                       const char *capability)
 {
     Side *sides[] = { &p->src, &p->dst };
 
@@ -133,9 +134,14 @@ static void pair_start(Pair *p, uint64_t (*layout)(uint64_t), bool locations)
     make_resident(&p->src, RESIDENT_PFN, RESIDENT);
     p->dst.m->source = p->src.m;
     p->src.m->session = p->dst.m->session = SESSION;
-    for (int i = 0; i < 2 && locations; i++) {
-        set_capability(sides[i]->qts, "return-path");
-        set_capability(sides[i]->qts, "swap-locations");
+    for (int i = 0; i < 2; i++) {
+        if (locations) {
+            set_capability(sides[i]->qts, "return-path");
+            set_capability(sides[i]->qts, "swap-locations");
+        }
+        if (capability) {
+            set_capability(sides[i]->qts, capability);
+        }
     }
     qtest_qmp_assert_success(p->dst.qts, "{'execute': 'migrate-incoming',"
                              " 'arguments': {'uri': %s}}", p->uri);
@@ -194,6 +200,17 @@ static void wait_status(Pair *p, const char *status)
     g_assert_not_reached();
 }
 
+static void assert_error(Side *s, const char *text)
+{
+    QDict *info = query(s->qts);
+    const char *desc = qdict_get_try_str(info, "error-desc");
+
+    g_assert_nonnull(desc);
+    g_test_message("error: %s", desc);
+    g_assert_nonnull(strstr(desc, text));
+    qobject_unref(info);
+}
+
 static int64_t stat_of(Side *s, const char *name)
 {
     QDict *info = query(s->qts);
@@ -228,12 +245,12 @@ static bool is_hole(Side *s, uint64_t pfn)
 }
 
 /* Stored pages go by location, and nobody touches them. */
-static void test_locations(void)
+static void test_locations(const void *capability)
 {
     uint64_t faults, count, digest, located = 0;
     Pair p;
 
-    pair_start(&p, mixed, true);
+    pair_start(&p, mixed, true, capability);
     faults = p.src.r->faults[0];
     pair_migrate(&p);
     wait_status(&p, "completed");
@@ -276,18 +293,20 @@ static void test_locations(void)
 }
 
 /* Without the capability all content goes, and still nothing is touched. */
-static void test_bypass(void)
+static void test_bypass(const void *capability)
 {
     uint64_t faults;
     Pair p;
 
-    pair_start(&p, mixed, false);
+    pair_start(&p, mixed, false, capability);
     faults = p.src.r->faults[0];
     pair_migrate(&p);
     wait_status(&p, "completed");
 
     g_assert_cmpuint(p.src.r->faults[0], ==, faults);
     g_assert_cmpuint(p.dst.r->installs, ==, 0);
+    /* it was armed for nothing: no slot needs to be kept */
+    fake_manager_wait(p.src.m, p.src.r->failed == 1);
     for (uint64_t pfn = 0; pfn < NR_PAGES; pfn++) {
         g_assert_cmphex(p.src.r->elements[pfn].entry, ==, 0);
         g_assert_cmpuint(p.src.r->pins[pfn], ==, 0);
@@ -301,7 +320,7 @@ static void test_read_ahead(void)
 {
     Pair p;
 
-    pair_start(&p, all_in_pool, true);
+    pair_start(&p, all_in_pool, true, NULL);
     pair_migrate(&p);
     wait_status(&p, "completed");
 
@@ -321,7 +340,11 @@ static void test_backlog(void)
     uint64_t count, digest;
     Pair p;
 
-    pair_start(&p, mixed, true);
+    pair_start(&p, mixed, true, NULL);
+    /* no time at all for what is pending when the guest is stopped */
+    qtest_qmp_assert_success(p.src.qts, "{'execute': 'migrate-set-parameters',"
+                             " 'arguments': {'downtime-limit': 1,"
+                             "  'avail-switchover-bandwidth': 1000}}");
     pair_migrate(&p);
     for (int i = 0; i < 2000 && !status_is(p.src.qts, "active"); i++) {
         g_usleep(5 * 1000);
@@ -352,10 +375,8 @@ static void test_mismatch(void)
     Pair p;
     QDict *status;
 
-    pair_start(&p, mixed, true);
+    pair_start(&p, mixed, true, NULL);
     p.dst.m->session = SESSION + 1;
-    qtest_qmp_assert_success(p.dst.qts, "{'execute': 'migrate-set-parameters',"
-                             " 'arguments': {}}");
     pair_migrate(&p);
     wait_status(&p, "failed");
     g_assert_cmpuint(p.dst.r->installs, ==, 1);
@@ -381,7 +402,7 @@ static void test_cancel(void)
 {
     Pair p;
 
-    pair_start(&p, mixed, true);
+    pair_start(&p, mixed, true, NULL);
     p.src.m->hold_reads = true;
     pair_migrate(&p);
     fake_manager_wait(p.src.m, p.src.r->reads == 1);
@@ -402,13 +423,13 @@ static void test_lost_manager(void)
 {
     Pair p;
 
-    pair_start(&p, mixed, true);
+    pair_start(&p, mixed, true, NULL);
     p.src.m->hold_reads = true;
     pair_migrate(&p);
     fake_manager_wait(p.src.m, p.src.r->reads == 1);
     fake_manager_drop(p.src.m);
     wait_status(&p, "failed");
-    qtest_qmp_assert_success(p.src.qts, "{'execute': 'query-status'}");
+    assert_error(&p.src, "lost before it answered");
 
     side_stop(&p.src);
     qtest_set_expected_status(p.dst.qts, EXIT_FAILURE);
@@ -449,8 +470,14 @@ int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
 
-    qtest_add_func("/uffdmm/migration/locations", test_locations);
-    qtest_add_func("/uffdmm/migration/bypass", test_bypass);
+    qtest_add_data_func("/uffdmm/migration/locations", NULL, test_locations);
+    qtest_add_data_func("/uffdmm/migration/locations-multifd", "multifd",
+                        test_locations);
+    qtest_add_data_func("/uffdmm/migration/bypass", NULL, test_bypass);
+    qtest_add_data_func("/uffdmm/migration/bypass-multifd", "multifd",
+                        test_bypass);
+    qtest_add_data_func("/uffdmm/migration/bypass-xbzrle", "xbzrle",
+                        test_bypass);
     qtest_add_func("/uffdmm/migration/read-ahead", test_read_ahead);
     qtest_add_func("/uffdmm/migration/backlog", test_backlog);
     qtest_add_func("/uffdmm/migration/mismatch", test_mismatch);
