@@ -329,14 +329,15 @@ static void external_set_write(ExternalMigration *m, uint64_t pfn,
     if (e->entry) {
         m->count--;
         m->digest -= digest_of(pfn, e->entry, e->record);
-        /* no mixture of two elements */
         qatomic_set(&e->entry, 0);
+        /* the entry goes before its record, for the manager and the others */
         smp_wmb();
     }
     if (entry) {
         m->count++;
         m->digest += digest_of(pfn, entry, record);
         qatomic_set(&e->record, record);
+        /* and comes after it, so that nobody finds a mixture of two elements */
         smp_wmb();
         qatomic_set(&e->entry, entry);
     }
@@ -502,8 +503,10 @@ bool hostmem_external_migration_page(RAMBlock *rb, ram_addr_t offset,
         bool hole, stored, in_zero_tier;
 
         entry = qatomic_read(&region->entries[pfn]);
+        /* the record of this entry, or a later one */
         smp_rmb();
         record = qatomic_read(&region->records[pfn]);
+        /* an entry that is the same afterwards had this record */
         smp_rmb();
         if (qatomic_read(&region->entries[pfn]) != entry) {
             continue;

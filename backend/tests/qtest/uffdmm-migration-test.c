@@ -9,6 +9,7 @@
 #include "qemu/osdep.h"
 #include "libqtest.h"
 #include "qemu/atomic.h"
+#include "qemu/bitmap.h"
 #include "qobject/qdict.h"
 #include "uffdmm-fake-manager.h"
 
@@ -230,7 +231,7 @@ static void assert_page(Side *s, uint64_t pfn, uint8_t value)
                     FAKE_PAGE_SIZE);
     for (int i = 0; i < FAKE_PAGE_SIZE; i++) {
         if (page[i] != value) {
-            g_test_message("page %" PRIu64 " byte %d is %#x instead of %#x",
+            g_test_message("page %" PRIu64 " byte %d is 0x%x instead of 0x%x",
                            pfn, i, page[i], value);
             g_assert_not_reached();
         }
@@ -369,6 +370,103 @@ static void test_backlog(void)
     pair_stop(&p);
 }
 
+static uint64_t all_shared(uint64_t pfn)
+{
+    return entry_of(UFFDMM_PAGE_STORED, FAKE_SHARED_TIER, pfn + 1);
+}
+
+#define RACE_SLOTS (64 * MIB)
+
+/* A worker that moves pages to other slots and frees the old ones */
+typedef struct Mover {
+    FakeRegion *r;
+    bool stop;
+    uint64_t next_slot;
+    uint64_t kept;  /* slots that were in S already */
+    uint64_t freed; /* and that were not */
+    unsigned long *is_freed;
+} Mover;
+
+static void move_page(Mover *mover, uint64_t pfn)
+{
+    struct uffdmm_set_page *e = &mover->r->elements[pfn];
+    uint64_t old = mover->r->entries[pfn];
+    uint64_t slot = old >> UFFDMM_ENTRY_SLOT_SHIFT;
+
+    if (pfn == RESIDENT_PFN || mover->next_slot == RACE_SLOTS) {
+        return;
+    }
+    qatomic_set(&mover->r->entries[pfn],
+                entry_of(UFFDMM_PAGE_STORED, FAKE_SHARED_TIER,
+                         mover->next_slot++));
+    /* the other half of the pair: entry first, then the element */
+    smp_mb();
+    if (qatomic_read(&e->entry) == old) {
+        mover->kept++;
+    } else {
+        set_bit(slot, mover->is_freed);
+        mover->freed++;
+    }
+}
+
+static void *mover_thread(void *opaque)
+{
+    Mover *mover = opaque;
+    uint64_t pfn = 0;
+
+    while (!qatomic_read(&mover->stop)) {
+        const struct uffdmm_set_page *elements =
+            qatomic_read(&mover->r->elements);
+
+        if (!elements) {
+            continue;
+        }
+        /* just ahead of the thread that migrates */
+        while (pfn < NR_PAGES - 1 &&
+               (qatomic_read(&elements[pfn].entry) || pfn == RESIDENT_PFN)) {
+            pfn++;
+        }
+        move_page(mover, pfn);
+        move_page(mover, MIN(pfn + 1, NR_PAGES - 1));
+    }
+    return NULL;
+}
+
+/* No slot is in S that was freed, at whatever moment a page moves. */
+static void test_moving_pages(void)
+{
+    Mover mover = { .next_slot = NR_PAGES + 1 };
+    uint64_t wrong = 0;
+    GThread *thread;
+    Pair p;
+
+    pair_start(&p, all_shared, true, NULL);
+    mover.r = p.src.r;
+    mover.is_freed = bitmap_new(RACE_SLOTS);
+    thread = g_thread_new("mover", mover_thread, &mover);
+    pair_migrate(&p);
+    wait_status(&p, "completed");
+    qatomic_set(&mover.stop, true);
+    g_thread_join(thread);
+
+    for (uint64_t pfn = 0; pfn < NR_PAGES; pfn++) {
+        uint64_t entry = p.src.r->elements[pfn].entry;
+
+        if (pfn == RESIDENT_PFN) {
+            g_assert_cmphex(entry, ==, 0);
+            continue;
+        }
+        g_assert_cmphex(entry, !=, 0);
+        wrong += test_bit(entry >> UFFDMM_ENTRY_SLOT_SHIFT, mover.is_freed);
+    }
+    g_test_message("%" PRIu64 " slots kept, %" PRIu64 " freed, %" PRIu64
+                   " freed and in S", mover.kept, mover.freed, wrong);
+    g_assert_cmpuint(mover.freed, >, 0);
+    g_assert_cmpuint(wrong, ==, 0);
+    g_free(mover.is_freed);
+    pair_stop(&p);
+}
+
 /* The destination has other locations: it refuses, the source goes on. */
 static void test_mismatch(void)
 {
@@ -480,6 +578,7 @@ int main(int argc, char **argv)
                         test_bypass);
     qtest_add_func("/uffdmm/migration/read-ahead", test_read_ahead);
     qtest_add_func("/uffdmm/migration/backlog", test_backlog);
+    qtest_add_func("/uffdmm/migration/moving-pages", test_moving_pages);
     qtest_add_func("/uffdmm/migration/mismatch", test_mismatch);
     qtest_add_func("/uffdmm/migration/cancel", test_cancel);
     qtest_add_func("/uffdmm/migration/lost-manager", test_lost_manager);

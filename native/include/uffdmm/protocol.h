@@ -301,10 +301,10 @@ struct uffdmm_set_page {
 /*
  * Digest of S: the sum over its pages, modulo 2^64, of
  * mix(mix(mix(pfn + 1) ^ v) ^ record), where v is entry >> 12 (generation and
- * slot) of a page with a slot, 0 of one in the zero tier and ~0 of an EMPTY one.
- * mix(x) is the finalizer of splitmix64: x ^= x >> 30, x *= 0xbf58476d1ce4e5b9,
- * x ^= x >> 27, x *= 0x94d049bb133111eb, x ^= x >> 31.  The tier is left out: its
- * number may differ between the hosts.
+ * slot) of a page with a slot, 0 of one in the zero tier and ~0 of an EMPTY
+ * one.  mix(x) is the finalizer of splitmix64: x ^= x >> 30,
+ * x *= 0xbf58476d1ce4e5b9, x ^= x >> 27, x *= 0x94d049bb133111eb,
+ * x ^= x >> 31.  The tier is left out: its number may differ between hosts.
  */
 
 /*
