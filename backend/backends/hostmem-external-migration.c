@@ -371,10 +371,7 @@ static bool external_set_add(ExternalMigration *m,
     }
     /* see the head: element first, then the entry; the manager reversed */
     smp_mb();
-    if (qatomic_read(&region->entries[pfn]) == entry) {
-        return true;
-    }
-    return false;
+    return qatomic_read(&region->entries[pfn]) == entry;
 }
 
 /* ------------------------------------------------------------------------ */
