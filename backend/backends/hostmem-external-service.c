@@ -32,6 +32,7 @@
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
+#include "system/runstate.h"
 #include "hostmem-external-service.h"
 #include "trace.h"
 
@@ -410,6 +411,8 @@ static void external_link_fill_create(ExternalLink *link,
         .size = link->size,
         .page_size = link->region.page_size,
         .nr_shards = link->region.nr_shards,
+        .flags = runstate_check(RUN_STATE_INMIGRATE) ?
+                 UFFDMM_CREATE_INCOMING : 0,
     };
     pstrcpy(create->name, sizeof(create->name), link->id);
 }

@@ -207,6 +207,7 @@ static void fake_create(FakeManager *m, FakeRegion *r,
     pstrcpy(r->name, sizeof(r->name), create->name);
     r->size = create->size;
     r->page_size = create->page_size;
+    r->flags = create->flags;
     r->nr_shards = create->nr_shards;
     r->table_size = FAKE_PAGE_SIZE + nr_pages * 24; /* 21 and padding */
     r->memfd = fake_memfd_flags("guest", memfd_size,

@@ -47,6 +47,7 @@ typedef struct FakeRegion {
     uint64_t faults[UFFDMM_SHARDS_MAX];
     struct uffdmm_table_header *table;
     uint64_t table_size;
+    uint32_t flags; /* of REGION_CREATE */
     uint64_t *entries;
     uint64_t *records;
     uint32_t *pins;

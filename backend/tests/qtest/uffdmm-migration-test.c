@@ -133,6 +133,8 @@ static void pair_start(Pair *p, uint64_t (*layout)(uint64_t), bool locations,
         }
     }
     make_resident(&p->src, RESIDENT_PFN, RESIDENT);
+    g_assert_cmphex(p->src.r->flags, ==, 0);
+    g_assert_cmphex(p->dst.r->flags, ==, UFFDMM_CREATE_INCOMING);
     p->dst.m->source = p->src.m;
     p->src.m->session = p->dst.m->session = SESSION;
     for (int i = 0; i < 2; i++) {
