@@ -48,8 +48,11 @@ int mig_prepare(struct vm *vm, struct conn *c)
         return mig_refuse(c, -EINVAL, "tier %u: VM '%s' has tiers 1 to %u", req->tier,
                           vm->name, vm->options->nr_tiers);
     }
-    if (!vm->nr_tiers) {
-        return mig_refuse(c, -EAGAIN, "VM '%s' has no memory yet", vm->name);
+    if (!vm->nr_tiers || vm->unsettled) {
+        return mig_refuse(c, -EAGAIN, "VM '%s' %s", vm->name,
+                          vm->unsettled
+                              ? "is being taken over from a worker that has died"
+                              : "has no memory yet");
     }
     return mig_submit(vm, c, NULL);
 }

@@ -76,6 +76,12 @@ int mig_arm(struct vm *vm, struct conn *c)
         atomic_store(&m->stage, UFFDMM_MIG_IDLE);
         return conn_reply(c, NULL, 0, NULL, 0);
     }
+    if (vm->unsettled) {
+        return mig_refuse(c, -EAGAIN,
+                          "memory of VM '%s' is being taken over from a worker that has "
+                          "died: try again when all of it is back",
+                          vm->name);
+    }
     if (req->tier) {
         t = req->tier < UFFDMM_TIERS_MAX ? vm->tiers[req->tier] : NULL;
         if (!t || !t->ops->label) {

@@ -147,7 +147,21 @@ static void slots_handed_out_early_are_somebodys(void **state)
 
 /* ---- hostile tables -------------------------------------------------------- */
 
-enum forgery { BAD_TIER, BAD_SLOT, SLOT_TWICE, BAD_STATE, BAD_HEADER, FORGERIES };
+enum forgery {
+    BAD_TIER,
+    BAD_SLOT,
+    SLOT_TWICE,
+    BAD_STATE,
+    BAD_HEADER,
+    HALF_INSTALLED, /* not forged: a worker died while it put locations in place */
+    FORGERIES
+};
+
+static const char *const said_of[FORGERIES] = {
+    [BAD_TIER] = "is damaged",     [BAD_SLOT] = "is damaged",
+    [SLOT_TWICE] = "is damaged",   [BAD_STATE] = "is damaged",
+    [BAD_HEADER] = "does not fit", [HALF_INSTALLED] = "that a migration had brought",
+};
 
 /* In the stand-in, which has no manager now. */
 static void forge(struct vmm *v, struct guest_load *l, uint64_t kind, uint64_t undo)
@@ -160,6 +174,8 @@ static void forge(struct vmm *v, struct guest_load *l, uint64_t kind, uint64_t u
     if (undo) {
         atomic_store(&s->entries[victim], was);
         s->table->nr_pages = pages;
+        /* one that waits for a migration is taken over like any other */
+        s->table->region_state = UFFDMM_REGION_INCOMING;
         return;
     }
     for (uint64_t pfn = 0; pfn < pages; pfn++) {
@@ -186,6 +202,9 @@ static void forge(struct vmm *v, struct guest_load *l, uint64_t kind, uint64_t u
         break;
     case BAD_STATE:
         atomic_store(&s->entries[victim], (was & ~0xfULL) | 12);
+        break;
+    case HALF_INSTALLED:
+        s->table->region_state = UFFDMM_REGION_INSTALLING;
         break;
     case BAD_HEADER:
     default:
@@ -224,8 +243,7 @@ static void refuse_forgeries(const char *tier)
         hier_do(&r, HIER_EXTRA, kind, 0);
         unlink(r.manager.log);
         manager_start_again(&r.manager, "UFFDMM_MANAGER", NULL, arguments);
-        assert_true(manager_logged(
-            &r.manager, kind == BAD_HEADER ? "does not fit" : "is damaged", 5000));
+        assert_true(manager_logged(&r.manager, said_of[kind], 5000));
         struct uffdmm_stats st;
         assert_true(control_stats(r.manager.socket, "vm", &st) != 0 || !st.nr_regions);
         /* nothing was harmed by it */
