@@ -436,9 +436,9 @@ struct uffdmm_mig_prepare {
 
 /*
  * MIG_IMPORT carries one memfd of `nr` locations, sealed against writing and
- * shrinking; later ones replace earlier ones of the same page.  All or none of them
- * are taken.  That no slot is named twice is checked at MIG_INSTALL: while S changes
- * one slot may go from page to page.
+ * shrinking; later ones replace earlier ones of the same page.  All or none of
+ * them are taken.  That no slot is named twice is checked at MIG_INSTALL: while
+ * S changes one slot may go from page to page.
  */
 struct uffdmm_mig_location {
     uint64_t pfn;
