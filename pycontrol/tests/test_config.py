@@ -74,6 +74,7 @@ max = "8G"
 shares = 200
 priority = 60
 opt-out = true
+qmp = "/run/db.qmp"
 [serve]
 budget = "24G"
 policy = "stall"
@@ -81,6 +82,11 @@ interval = "500ms"
 rate = "64M"
 stall-budget = 0.01
 deadline = "200ms"
+[migration]
+listen = "[::]:7661"
+certificates = "/etc/pki/x"
+allow = ["b.example"]
+qmp = "/run/{vm}"
 [vm.db.tier.ram]
 capacity = "2G"
 codec = "lz4"
@@ -112,12 +118,16 @@ codec = "lz4"
     assert (db.min, db.max, db.shares, db.priority, db.opt_out) == (1 << 30, 8 << 30, 200, 60, True)
     assert (plane.budget, plane.policy, plane.interval) == (24 << 30, "stall", 500_000_000)
     assert (plane.rate, plane.stall_budget, plane.deadline) == (64 << 20, 0.01, 200_000_000)
+    assert db.qmp == "/run/db.qmp"
+    move = config.migration
+    assert (move.listen, move.certificates) == ("[::]:7661", "/etc/pki/x")
+    assert (move.allow, move.qmp) == (["b.example"], "/run/{vm}")
     assert config.vm["db"].limit == "4G"
     assert (config.vm["db"].readahead, config.vm["db"].demote_after) == (1, 0)
     assert config.vm["db"].tier["ram"].capacity == 2 << 30
     # Every key of every table was used above: a new one belongs here, too.
     used = set(re.findall(r"[a-z-]+(?= =)", found.document.main.read_text()))
-    assert used | {"manager", "serve", "tier", "vm", "error", "delay"} >= _all_keys(
+    assert used | {"manager", "serve", "migration", "tier", "vm", "error", "delay"} >= _all_keys(
         Config.model_json_schema()
     )
 

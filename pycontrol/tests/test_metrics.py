@@ -19,8 +19,9 @@ from fake_manager import FakeManager, no_answer
 from live_vm import LiveVm, live_vm
 from uffdmm import Histogram, Manager, UffdmmError
 from uffdmm._native import lib
+from uffdmm.addresses import parse_address
 from uffdmm.cli.app import main
-from uffdmm.metrics import MetricsServer, UffdmmCollector, parse_address
+from uffdmm.metrics import MetricsServer, UffdmmCollector
 from uffdmm.metrics.collector import approximate_sum, octaves
 from uffdmm.stats import bucket_bounds
 

@@ -51,6 +51,7 @@ Errors are one tree; catch the widest that you can handle::
      +-- SizeError            a size that cannot be understood
      +-- DurationError        a time that cannot be understood
      +-- AddressError         no address and port to listen on
+     +-- OptionsError         options that do not go together
      +-- ConfigError          a configuration that cannot be used
      +-- VmNameError          a VM name that the wire format cannot carry
      +-- ConnectError         the manager cannot be reached
@@ -74,6 +75,7 @@ from .errors import (
     ManagerError,
     NoSuchTierError,
     NoSuchVmError,
+    OptionsError,
     ProtocolError,
     SelfTestError,
     SizeError,
@@ -95,6 +97,7 @@ __all__ = [
     "ManagerError",
     "NoSuchTierError",
     "NoSuchVmError",
+    "OptionsError",
     "Policy",
     "ProtocolError",
     "SelfTestError",

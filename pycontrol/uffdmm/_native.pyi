@@ -24,6 +24,7 @@ class FFI:
     NULL: CData
     def new(self, cdecl: str, init: object = None) -> CData: ...
     def sizeof(self, cdecl: str) -> int: ...
+    def offsetof(self, cdecl: str, field: str) -> int: ...
     def typeof(self, cdecl: str) -> CType: ...
     def string(self, cdata: CData, maxlen: int = -1) -> bytes: ...
     def unpack(self, cdata: CData, length: int) -> Any: ...
@@ -50,6 +51,15 @@ class Lib:
     UFFDMM_MSG_REGIONS: int
     UFFDMM_MSG_EVICT: int
     UFFDMM_MSG_PREFETCH: int
+    UFFDMM_MSG_MIG_ARM: int
+    UFFDMM_MSG_MIG_END: int
+    UFFDMM_MSG_MIG_STATUS: int
+    UFFDMM_MSG_MIG_EXPORT: int
+    UFFDMM_MSG_MIG_ACK: int
+    UFFDMM_MSG_MIG_RELEASE: int
+    UFFDMM_MSG_MIG_PREPARE: int
+    UFFDMM_MSG_MIG_IMPORT: int
+    UFFDMM_MSG_MIG_TAKE: int
     UFFDMM_MSG_REPLY: int
     UFFDMM_ROLE_QEMU: int
     UFFDMM_ROLE_CONTROL: int
@@ -77,9 +87,23 @@ class Lib:
     UFFDMM_TABLE_MAGIC: int
     UFFDMM_TABLE_VERSION: int
     UFFDMM_ENTRY_STATE_MASK: int
+    UFFDMM_ENTRY_TIER_SHIFT: int
+    UFFDMM_ENTRY_TIER_MASK: int
+    UFFDMM_PAGE_EMPTY: int
     UFFDMM_PAGE_RESIDENT: int
     UFFDMM_PAGE_CLEAN: int
     UFFDMM_PAGE_STORED: int
+    UFFDMM_MIG_FAILED: int
+    UFFDMM_MIG_IDLE: int
+    UFFDMM_MIG_ARMED: int
+    UFFDMM_MIG_RUNNING: int
+    UFFDMM_MIG_ALL_SENT: int
+    UFFDMM_MIG_RELEASED: int
+    UFFDMM_MIG_PREPARED: int
+    UFFDMM_MIG_INSTALLED: int
+    UFFDMM_MIG_TAKEN: int
+    UFFDMM_SET_MAGIC: int
+    UFFDMM_SET_VERSION: int
     UFFDMM_STATS_MAGIC: int
     UFFDMM_STATS_VERSION: int
     UFFDMM_HIST_SUB_BITS: int

@@ -310,13 +310,31 @@ class VirtualMachine:
             "struct uffdmm_move *",
             {"bytes": size, "region_id": region_id, "nr_pages": len(pages)},
         )
-        fd = _sealed_memfd(array.array("Q", pages).tobytes())
+        fd = sealed_memfd(array.array("Q", pages).tobytes())
         try:
             self._connection.call(
                 lib.UFFDMM_MSG_PREFETCH, wire.pack(request), send_fds=[fd]
             ).close()
         finally:
             os.close(fd)
+
+    def request(
+        self,
+        msg_type: int,
+        payload: bytes,
+        nr_fds: int = 0,
+        *,
+        send_fds: Sequence[int] = (),
+        timeout: float | None = None,
+    ) -> wire.Reply:
+        """One request of the wire protocol, for parts of this package that have their own.
+
+        :param nr_fds: descriptors that a good reply carries
+        :param send_fds: descriptors that go with it; they stay the caller's
+        :param timeout: seconds that this one may take, the connection's by default
+        :raise ManagerError: the worker refuses
+        """
+        return self._connection.call(msg_type, payload, nr_fds, send_fds=send_fds, timeout=timeout)
 
     def close(self) -> None:
         """Give back connection and mapping; closing twice is allowed."""
@@ -337,9 +355,9 @@ class VirtualMachine:
         self.close()
 
 
-def _sealed_memfd(content: bytes) -> int:
+def sealed_memfd(content: bytes) -> int:
     """A memfd that nobody can change any more; the worker takes no other."""
-    fd = os.memfd_create("uffdmm-prefetch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create("uffdmm-pages", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(fd, "wb", closefd=False) as file:
             file.write(content)

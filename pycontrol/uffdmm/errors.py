@@ -34,6 +34,10 @@ class AddressError(UffdmmError, ValueError):
     """No address and port to listen on."""
 
 
+class OptionsError(UffdmmError, ValueError):
+    """Options that do not go together."""
+
+
 class ConfigError(UffdmmError):
     """A configuration that cannot be used.
 

@@ -68,6 +68,10 @@ class PageTable:
             raise ProtocolError(f"the page-state table of {size} bytes has no room for its arrays")
         return pages
 
+    def entries(self) -> NDArray[np.uint64]:
+        """All entries, as ``enum uffdmm_entry_layout`` of ``protocol.h`` tells; a copy."""
+        return np.frombuffer(self._map, "<u8", self.nr_pages, self._entries).copy()
+
     def states(self, stride: int = 1) -> NDArray[np.uint8]:
         """The state (``UFFDMM_PAGE_*``) of every ``stride``-th page; a copy."""
         entries = np.frombuffer(self._map, "<u8", self.nr_pages, self._entries)[::stride]

@@ -119,6 +119,7 @@ class Connection:
         self._sock = sock
         self._peer = peer
         self._timeout = timeout
+        self._waits = timeout
         self._deadline = 0.0
         self._request_id = 0
 
@@ -160,17 +161,25 @@ class Connection:
         self._sock.close()
 
     def call(
-        self, msg_type: int, payload: bytes, nr_fds: int = 0, *, send_fds: Sequence[int] = ()
+        self,
+        msg_type: int,
+        payload: bytes,
+        nr_fds: int = 0,
+        *,
+        send_fds: Sequence[int] = (),
+        timeout: float | None = None,
     ) -> Reply:
         """Send a request and wait for its reply.
 
         :param nr_fds: descriptors that a good reply carries
         :param send_fds: descriptors that go with the request; they stay the caller's
+        :param timeout: seconds that this one may take, those of the connection by default
         :raise ManagerError: the manager refused
         :raise ProtocolError: the reply breaks the protocol; the connection is closed
         :raise LinkLostError: no (complete) reply; the connection is closed
         """
-        self._deadline = time.monotonic() + self._timeout
+        self._waits = self._timeout if timeout is None else timeout
+        self._deadline = time.monotonic() + self._waits
         self._request_id += 1
         try:
             self._send(msg_type, payload, send_fds)
@@ -310,7 +319,7 @@ class Connection:
 
     def _too_slow(self) -> LinkLostError:
         return LinkLostError(
-            f"{self._peer} did not answer within {self._timeout:g} s",
+            f"{self._peer} did not answer within {self._waits:g} s",
             "look at its log and whether its process is stopped; --timeout waits longer",
         )
 

@@ -16,6 +16,7 @@ from .events import events
 from .exits import Exit, exit_code
 from .exporter import exporter
 from .manager import MANAGER_CONTEXT, run_manager
+from .migrate import migrate
 from .move import evict, prefetch
 from .output import print_error
 from .policy import set_policy
@@ -41,6 +42,7 @@ app.command("evict")(evict)
 app.command("prefetch")(prefetch)
 app.command("exporter")(exporter)
 app.command("serve")(serve)
+app.command("migrate")(migrate)
 app.command("check-host")(check_host)
 app.command("manager", context_settings=MANAGER_CONTEXT)(run_manager)
 app.add_typer(config_app, name="config")

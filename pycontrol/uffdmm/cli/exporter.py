@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from ..addresses import parse_address
 from ..client import Manager
-from ..metrics import MetricsServer, UffdmmCollector, parse_address
+from ..metrics import MetricsServer, UffdmmCollector
 from ..metrics.server import DEFAULT_LISTEN
 
 

@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
+from ..addresses import parse_address
 from ..client import Manager
 from ..config import Config, examine, read_document
 from ..config.load import DEFAULT_FILE
 from ..config.model import PoolTier
+from ..migration.destination import Receiver, Settings
 from ..policies import load_policy
 from ..serve import Daemon, Options
 from ..serve.log import Log
 from ..sizes import parse_size
+from .migrate import DEFAULT_CERTIFICATES, DEFAULT_MONITOR
 
 
 def serve(
@@ -57,10 +60,29 @@ def serve(
     plugin = load_policy(options.policy, stall_budget=options.stall_budget)
     manager: Manager = context.obj
 
+    log, settings = Log(), settings_of(valid)
+
     async def run() -> None:
-        await Daemon(manager, plugin, options, Log()).run()
+        receiver = Receiver(manager, settings, log) if settings else None
+        await Daemon(manager, plugin, options, log).run(receiver)
 
     asyncio.run(run())
+
+
+def settings_of(config: Config) -> Settings | None:
+    """Where VMs of other hosts may come, None: nowhere."""
+    table = config.migration
+    if table.listen is None:
+        return None
+    address, port = parse_address(table.listen)
+    return Settings(
+        address=address,
+        port=port,
+        certificates=Path(table.certificates or DEFAULT_CERTIFICATES),
+        qmp=table.qmp or DEFAULT_MONITOR,
+        qmp_of={name: vm.qmp for name, vm in config.vm.items() if vm.qmp},
+        allow=tuple(table.allow or ()),
+    )
 
 
 def options_of(

@@ -24,6 +24,7 @@ from .model import (
     ErrorTable,
     FileTier,
     ManagerTable,
+    MigrationTable,
     NbdTier,
     PoolTier,
     ServeTable,
@@ -91,6 +92,8 @@ def _table_at(document: Document, path: KeyPath) -> type[Table] | None:
             found = ManagerTable
         case ("serve",):
             found = ServeTable
+        case ("migration",):
+            found = MigrationTable
         case ("tier", int()):
             kind = document.value((*path, "type"))
             found = TIER_MODELS.get(kind) if isinstance(kind, str) else None

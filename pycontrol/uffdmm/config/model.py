@@ -14,6 +14,8 @@ from .values import (
     Duration,
     ErrnoName,
     Limit,
+    Listen,
+    MonitorPath,
     NbdUri,
     Paths,
     Rate,
@@ -109,6 +111,31 @@ class ServeTable(Table):
     )
     deadline: Duration | None = Field(
         default=None, description="how long a policy may take to decide; 500ms by default"
+    )
+
+
+class MigrationTable(Table):
+    """``[migration]``: VMs that come from other hosts and go to them."""
+
+    listen: Listen | None = Field(
+        default=None,
+        description='address and port on which uffdmm serve takes VMs in, as "0.0.0.0:7661";'
+        " nobody may come by default",
+    )
+    certificates: SocketPath | None = Field(
+        default=None,
+        description="folder with ca-cert.pem, server-cert.pem, server-key.pem, client-cert.pem and"
+        " client-key.pem; /etc/pki/uffdmm by default",
+    )
+    allow: Annotated[list[str], Field(max_length=64)] | None = Field(
+        default=None,
+        description="names in certificates of hosts whose VMs may come; all of the authority by"
+        " default",
+    )
+    qmp: MonitorPath | None = Field(
+        default=None,
+        description="monitor socket of a VM, {vm} stands for its name; /run/uffdmm/{vm}.qmp by"
+        " default",
     )
 
 
@@ -242,6 +269,9 @@ class VmTable(Table):
     opt_out: bool | None = Field(
         default=None, description="true: the control plane leaves it alone; false by default"
     )
+    qmp: SocketPath | None = Field(
+        default=None, description="its monitor socket, if not where [migration] qmp says"
+    )
     tier: dict[str, VmTierTable] = Field(
         default_factory=dict, description="tables by name of a tier, see below"
     )
@@ -252,6 +282,9 @@ class Config(Table):
 
     manager: ManagerTable = Field(default_factory=ManagerTable, description="table, see below")
     serve: ServeTable = Field(default_factory=ServeTable, description="table, see below")
+    migration: MigrationTable = Field(
+        default_factory=MigrationTable, description="table, see below"
+    )
     tier: list[AnyTier] = Field(
         default_factory=list, description="array of tables, see below; fastest first, at most 7"
     )

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from .._native import lib
+from ..addresses import parse_address
 from ..durations import exact_duration, parse_demote_after, parse_duration
 from ..errors import UffdmmError
 from ..sizes import exact_size, is_share, parse_size
@@ -147,6 +148,19 @@ def _rate(value: object) -> float:
     return float(value)
 
 
+def _listen(value: str) -> str:
+    parse_address(value, "0.0.0.0:7661")
+    return value
+
+
+def _monitor(value: str) -> str:
+    if "{vm}" not in _path(value):
+        raise ValueRefusedError(
+            "the same path for every VM", "put {vm} where the name of the VM belongs"
+        )
+    return value
+
+
 Size = Annotated[int, BeforeValidator(_size), AfterValidator(_of_a_page)]
 Limit = Annotated[str, BeforeValidator(_limit)]
 Duration = Annotated[int, BeforeValidator(_duration)]
@@ -160,6 +174,8 @@ TriggerPath = Annotated[str, AfterValidator(_trigger)]
 SocketPath = Annotated[str, AfterValidator(_socket)]
 TierName = Annotated[str, AfterValidator(_tier_name)]
 VmName = Annotated[str, AfterValidator(_vm_name)]
+Listen = Annotated[str, AfterValidator(_listen)]
+MonitorPath = Annotated[str, AfterValidator(_monitor)]
 NbdUri = Annotated[str, AfterValidator(_uri)]
 ErrnoName = Annotated[str, AfterValidator(_errno)]
 Rate = Annotated[float, BeforeValidator(_rate)]

@@ -6,6 +6,6 @@ in a process of its own.
 """
 
 from .collector import UffdmmCollector
-from .server import MetricsServer, parse_address
+from .server import MetricsServer
 
-__all__ = ["MetricsServer", "UffdmmCollector", "parse_address"]
+__all__ = ["MetricsServer", "UffdmmCollector"]

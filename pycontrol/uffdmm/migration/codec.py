@@ -90,9 +90,7 @@ def encode(locations: Locations) -> bytes:
         locations["age"].astype(np.uint64),
         np.ascontiguousarray(locations["record"]),
     )
-    raw = b"".join(
-        _planes(column, width) for column, width in zip(columns, _WIDTHS, strict=True)
-    )
+    raw = b"".join(_planes(column, width) for column, width in zip(columns, _WIDTHS, strict=True))
     return _HEADER.pack(count) + zlib.compress(raw, _LEVEL)
 
 

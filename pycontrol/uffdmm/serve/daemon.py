@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..client import Manager, VmEntry
 from ..errors import ManagerError, UffdmmError
@@ -24,6 +25,9 @@ from .contain import Leash
 from .host import HostMemory, overhead, read_memory
 from .log import Level, Log
 from .vm import Sample, VmLink
+
+if TYPE_CHECKING:
+    from ..migration.destination import Receiver
 
 # Settings as a worker has them that nobody has spoken to.
 _INITIAL = {"min_bytes": 0, "max_bytes": 0, "shares": 100, "priority": 50, "opt_out": 0}
@@ -57,8 +61,12 @@ class Daemon:
         self._last: float | None = None
         self._stop = asyncio.Event()
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
+    async def run(self, receiver: "Receiver | None" = None) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        :param receiver: takes in VMs of other hosts meanwhile
+        :raise UffdmmError: it cannot listen
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -68,12 +76,16 @@ class Daemon:
             budget=self._options.budget,
             interval=self._options.interval,
         )
+        if receiver is not None:
+            await receiver.start()
         while not self._stop.is_set():
             began = time.monotonic()
             await asyncio.to_thread(self.tick)
             left = self._options.interval - (time.monotonic() - began)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), max(0.01, left))
+        if receiver is not None:
+            await receiver.close()
         self._log.line(Level.NOTICE, "stopped", "control plane stopped: limits stay as they are")
         self.close()
 

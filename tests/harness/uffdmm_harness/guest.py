@@ -178,6 +178,11 @@ class Guest:
             raise
         return self
 
+    @property
+    def ended(self) -> bool:
+        """Whether QEMU has exited."""
+        return self._running().poll() is not None
+
     def wait(self, timeout: float = 20) -> int:
         """Wait for QEMU to exit; its status."""
         try:

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests that migrate with the swapped part of their memory staying where it is."""
+
+from migration_test import MIB, VM, MigrationTest
+
+
+class ByLocation(MigrationTest):
+    """Two hosts that see the same folder.
+
+    :avocado: tags=machine:q35
+    """
+
+    def test_swapped_pages_stay_on_the_store(self) -> None:
+        """Most of what is swapped goes by location, none of it is brought in."""
+        here, there = self.host("a"), self.host("b")
+        source = self.source(here)
+        stored = self.statistics(here.manager).stored_bytes
+        destination = self.destination(there)
+        report = here.plane.migrated(VM, "--to", there.plane.target)
+        self.log.info("report: %s", report)
+        self.assertGreater(stored, 40 * MIB)
+        self.assertEqual(report["source_swap_ins"], 0)
+        self.assertEqual(report["tier"], "far")
+        self.assertGreater(report["pages_by_location"] * 4096, stored * 0.8)
+        self.assertLess(report["location_bytes"], 16 * report["pages_by_location"])
+        self.assertTrue(destination.qmp("query-status")["running"])
+        self.assert_verifies(destination)
+        self.assertEqual(self.statistics(there.manager).checksum_errors, 0)
+        self.wait_until(lambda: source.ended, "the end of QEMU on the source")
