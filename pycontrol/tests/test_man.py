@@ -27,6 +27,7 @@ from uffdmm.config.model import (
     ErrorTable,
     FileTier,
     ManagerTable,
+    MigrationTable,
     NbdTier,
     PoolTier,
     ServeTable,
@@ -36,6 +37,8 @@ from uffdmm.config.model import (
 )
 from uffdmm.events import Event, EventKind
 from uffdmm.hostcheck import Check
+from uffdmm.migration.plan import Forecast
+from uffdmm.migration.source import DryRun, Report
 
 MAN = Path(__file__).parents[1] / "man"
 
@@ -73,7 +76,7 @@ def test_a_broken_page_would_be_noticed(tmp_path: Path) -> None:
     "model",
     [
         *(ListReport, ListedVm, StatusReport, PolicyReport, TestedHostReport, Check),
-        *(TopReport, TopVm, Event, MoveReport),
+        *(TopReport, TopVm, Event, MoveReport, Report, DryRun, Forecast),
         *(TiersReport, VmTiers, TierReport, ConfigReport, Problem, ShownConfig, CommandLine),
     ],
 )
@@ -83,7 +86,11 @@ def test_every_json_key_is_documented(model: type[BaseModel]) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", [StatusReport, TierReport, PolicyReport, TopReport, TopVm, Event, MoveReport]
+    "model",
+    [
+        *(StatusReport, TierReport, PolicyReport, TopReport, TopVm, Event, MoveReport),
+        *(Report, DryRun, Forecast),
+    ],
 )
 def test_every_key_has_its_description(model: type[BaseModel]) -> None:
     text = " ".join(render("uffdmm.1").split())
@@ -96,6 +103,7 @@ TABLES = [
     ("Top level", Config, ()),
     ("[manager]", ManagerTable, ()),
     ("[serve]", ServeTable, ()),
+    ("[migration]", MigrationTable, ()),
     ("[[tier]]", TierTable, ()),
     ("[[tier]] of type pool", PoolTier, TierTable.model_fields),
     ("[[tier]] of type file", FileTier, TierTable.model_fields),
@@ -159,7 +167,7 @@ def test_every_command_and_option_is_documented() -> None:
     commands = dict(group.commands)  # type: ignore[attr-defined]
     assert set(commands) == {
         *("list", "status", "tiers", "set-policy", "check-host", "manager", "serve", "config"),
-        *("top", "events", "exporter", "evict", "prefetch"),
+        *("top", "events", "exporter", "evict", "prefetch", "migrate"),
     }
     group_of_config = commands.pop("config").commands
     assert set(group_of_config) == {"check", "show", "command"}
