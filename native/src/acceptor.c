@@ -8,7 +8,8 @@
  * single-threaded, so that fork() is safe and a worker starts from a small and
  * clean process.
  *
- * When it ends, workers go on: they hold all that guests need.
+ * When it ends, workers go on: they hold all that guests need.  When another one has
+ * taken its place they make way for workers of that one (succession.h).
  */
 #include "acceptor.h"
 
@@ -31,6 +32,7 @@
 #include "conn.h"
 #include "log.h"
 #include "nbd_lib.h"
+#include "succession.h"
 #include "tier_file.h"
 #include "worker.h"
 
@@ -59,7 +61,8 @@ struct acceptor {
     const struct options *options;
     int listen_fd;
     int signal_fd;
-    bool bound; /* the socket in the filesystem is ours to remove */
+    int lead_fd; /* succession.h */
+    bool bound;  /* the socket in the filesystem is ours to remove */
     struct vm_slot vms[VMS_MAX];
     int nr_vms;
     struct conn *pending[PENDING_MAX];
@@ -155,6 +158,9 @@ static void close_inherited(struct acceptor *a, const struct conn *keep)
 {
     close(a->listen_fd);
     close(a->signal_fd);
+    if (a->lead_fd >= 0) {
+        close(a->lead_fd);
+    }
     for (int i = 0; i < a->nr_vms; i++) {
         if (a->vms[i].channel >= 0) {
             close(a->vms[i].channel);
@@ -177,6 +183,7 @@ static void refuse(struct conn *c, int status, const char *text)
 static void start_worker(struct acceptor *a, struct conn *c)
 {
     const struct uffdmm_hello *hello = (const void *)c->payload;
+    struct succession succession;
     int channel[2];
     pid_t pid;
 
@@ -186,10 +193,11 @@ static void start_worker(struct acceptor *a, struct conn *c)
     }
     pid = fork();
     if (pid == 0) {
+        succession_watch(&succession, a->options, a->listen_fd);
         close_inherited(a, c);
         close(channel[0]);
         setsid(); /* a Ctrl-C at the manager's terminal is not for the guests */
-        exit(worker_run(a->options, c, channel[1]));
+        exit(worker_run(a->options, c, channel[1], &succession));
     }
     close(channel[1]);
     if (pid < 0) {
@@ -615,6 +623,7 @@ int acceptor_run(const struct options *options)
         free(a);
         return EXIT_FAILURE;
     }
+    a->lead_fd = succession_lead(options, a->listen_fd);
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);

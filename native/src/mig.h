@@ -103,6 +103,14 @@ struct mig {
 int mig_new(struct vm *vm, struct mig **out);
 void mig_free(struct mig *m);
 
+/* No session that would be lost with this worker. */
+static inline bool mig_idle(const struct mig *m)
+{
+    uint32_t stage = atomic_load(&m->stage);
+
+    return stage == UFFDMM_MIG_IDLE || stage == UFFDMM_MIG_TAKEN;
+}
+
 /* The tiers have been closed: no session any more. */
 void mig_reset(struct mig *m);
 

@@ -133,6 +133,7 @@ static void publish(struct vm *vm, unsigned i)
         waited += vm->tiers[k] && !vm->tiers[k]->put_stores;
     }
     vm->nr_waited = waited ? waited : 1;
+    atomic_store(&vm->note_due, true);
 }
 
 void mig_open_late(struct mig *m)
@@ -438,6 +439,7 @@ void mig_do_take(struct mig *m, struct mig_job *job)
     if (t) {
         m->epoch = req->epoch;
         __atomic_store_n(&t->hold, TIER_HELD, __ATOMIC_SEQ_CST);
+        atomic_store(&m->vm->note_due, true);
         log_info("tier %s: the volume of VM %s is ours in epoch %llu", t->config->name,
                  m->prepared.volume_name, (unsigned long long)req->epoch);
     }

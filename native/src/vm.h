@@ -163,6 +163,7 @@ struct vm {
     struct region *regions[UFFDMM_REGIONS_MAX];
     uint64_t regions_made;
     bool unsettled;    /* taken over, and regions that existed have not come back yet */
+    _Atomic bool note_due; /* what a new worker needs to know has changed */
     uint32_t expected; /* unsettled: bit i: there is a region of number i */
 
     _Atomic int64_t resident;                 /* guest pages in memory, as counted */

@@ -40,6 +40,7 @@
 #include "recovery.h"
 #include "region.h"
 #include "sandbox.h"
+#include "succession.h"
 #include "track.h"
 #include "vm.h"
 
@@ -51,6 +52,7 @@ struct worker {
     struct vm vm;
     int channel;
     int signal_fd;
+    struct succession succession; /* of the acceptor */
     bool stores_open;
     struct conn *conns[CONNS_MAX];
     int nr_conns;
@@ -592,6 +594,9 @@ static void tick(struct worker *w)
     struct uffdmm_stats *st = vm->stats;
     uint64_t discards = 0;
 
+    if (atomic_exchange(&vm->note_due, false)) {
+        recovery_note(vm, NULL);
+    }
     vm_sync_resident(vm);
     if (vm_room(vm) < vm_margin_low(vm)) {
         evict_kick(vm);
@@ -767,6 +772,40 @@ static bool farewell(struct worker *w)
     return !on_channel(w) && idle(w);
 }
 
+/* Would a worker of another manager find all that the guest needs? */
+static bool can_make_way(const struct worker *w)
+{
+    const struct vm *vm = &w->vm;
+    bool can = stats_get(&vm->stats->nr_regions) && !vm->unsettled && mig_idle(vm->mig) &&
+               vm->nr_tiers == vm->options->nr_tiers + 1;
+
+    for (unsigned i = 1; i < vm->nr_tiers; i++) {
+        const struct tier_config *c = &vm->tier_configs[i];
+
+        can &= vm->tiers[i] && tier_can_be_kept(c->type) &&
+               !(c->type == UFFDMM_TIER_FILE && c->shared);
+    }
+    for (int i = 0; i < UFFDMM_REGIONS_MAX; i++) {
+        const struct region *r = vm->regions[i];
+
+        can &= !r || (r->attached && r->header->region_state == UFFDMM_REGION_LIVE);
+    }
+    return can;
+}
+
+/* The acceptor has ended.  Ends this worker when another one can take over. */
+static void make_way(struct worker *w)
+{
+    if (!can_make_way(w) || !succession_due(&w->succession)) {
+        return;
+    }
+    log_info("a new manager is there: this worker ends, and QEMU process %d hands its "
+             "memory to one of that manager",
+             (int)w->vm.qemu_pid);
+    /* as if it were killed: whatever is under way, its successor finds the state of it */
+    _exit(EXIT_SUCCESS);
+}
+
 static void serve_vm(struct worker *w)
 {
     uint64_t next_tick = 0;
@@ -784,6 +823,9 @@ static void serve_vm(struct worker *w)
         }
         if (now >= next_tick) {
             tick(w);
+            if (w->channel < 0 && w->ticks % (1000 / TICK_MS) == 0) {
+                make_way(w);
+            }
             next_tick = now + TICK_MS * NSEC_PER_MSEC;
         }
         if (poll(fds, 3 + (nfds_t)nr, TICK_MS) <= 0) {
@@ -807,7 +849,8 @@ static void serve_vm(struct worker *w)
     }
 }
 
-int worker_run(const struct options *options, struct conn *first, int channel)
+int worker_run(const struct options *options, struct conn *first, int channel,
+               const struct succession *succession)
 {
     struct worker *w = calloc(1, sizeof(*w));
     char err[UFFDMM_TEXT_MAX] = "no memory for a worker";
@@ -817,6 +860,7 @@ int worker_run(const struct options *options, struct conn *first, int channel)
     prctl(PR_SET_NAME, "uffdmm-worker");
     log_set_vm(hello->vm_name);
     if (w) {
+        w->succession = *succession;
         w->signal_fd = open_signals();
         ret = worker_init(w, options, first, channel, err, sizeof(err));
     }

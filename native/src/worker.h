@@ -5,13 +5,16 @@
 
 #include "conn.h"
 #include "options.h"
+#include "succession.h"
 
 /*
  * Serves the VM that @first has said HELLO for (its message is still in @first)
  * until its QEMU is gone.  @channel: SOCK_SEQPACKET from the acceptor, with
- * struct worker_handover messages.  Returns the exit status.
+ * struct worker_handover messages.  @succession: what succession_watch() made.  Returns
+ * the exit status.
  */
-int worker_run(const struct options *options, struct conn *first, int channel);
+int worker_run(const struct options *options, struct conn *first, int channel,
+               const struct succession *succession);
 
 /*
  * Worker to acceptor: it has nothing left to serve and would end.  The acceptor

@@ -68,6 +68,12 @@ class PageTable:
             raise ProtocolError(f"the page-state table of {size} bytes has no room for its arrays")
         return pages
 
+    def volume_id(self, tier: int) -> bytes:
+        """Which volume the worker has for a tier, zeros when it has none yet."""
+        size = 16
+        start = ffi.offsetof(_HEADER, "volume_ids") + tier * size
+        return bytes(self._map[start : start + size])
+
     def entries(self) -> NDArray[np.uint64]:
         """All entries, as ``enum uffdmm_entry_layout`` of ``protocol.h`` tells; a copy."""
         return np.frombuffer(self._map, "<u8", self.nr_pages, self._entries).copy()

@@ -48,8 +48,10 @@ class UffdmmTest(Test):
     def manager(self, **arguments: Any) -> Manager:
         """A running manager; the arguments are those of the harness's class."""
         manager = Manager(**{"limit": f"{LIMIT // MIB}M", **arguments})
+        self.exits.enter_context(manager)
+        # Before its folder goes.
         self.exits.callback(self._log_of, manager)
-        return self.exits.enter_context(manager)
+        return manager
 
     def _log_of(self, manager: Manager) -> None:
         for line in manager.log.splitlines():
