@@ -162,9 +162,9 @@ struct vm {
     _Atomic bool regions_wanted;   /* the main thread waits for it */
     struct region *regions[UFFDMM_REGIONS_MAX];
     uint64_t regions_made;
-    bool unsettled;    /* taken over, and regions that existed have not come back yet */
+    bool unsettled; /* taken over, and regions that existed have not come back yet */
     _Atomic bool note_due; /* what a new worker needs to know has changed */
-    uint32_t expected; /* unsettled: bit i: there is a region of number i */
+    uint32_t expected;     /* unsettled: bit i: there is a region of number i */
 
     _Atomic int64_t resident;                 /* guest pages in memory, as counted */
     _Atomic int64_t stored[UFFDMM_TIERS_MAX]; /* pages STORED, by tier */
