@@ -12,6 +12,7 @@
 #include "qapi/error.h"
 #include "qemu/cutils.h"
 #include "qemu/lockable.h"
+#include "hostmem-external-news.h"
 #include "hostmem-external-service.h"
 #include "trace.h"
 
@@ -64,9 +65,13 @@ static bool external_link_wait(ExternalLink *link, ExternalPhase phase,
 ExternalLink *external_link_start(const ExternalLinkConfig *config,
                                   Error **errp)
 {
-    ExternalLink *link = g_new0(ExternalLink, 1);
+    ExternalLink *link;
     int ret;
 
+    if (!external_news_start(errp)) {
+        return NULL;
+    }
+    link = g_new0(ExternalLink, 1);
     link->id = g_strdup(config->id);
     link->socket = g_strdup(config->socket);
     link->vm_name = g_strdup(config->vm_name);
@@ -177,7 +182,10 @@ void external_link_unpin(ExternalLink *link, uint64_t offset, uint64_t length)
     external_region_unpin(&link->region, offset, length);
 }
 
-/* Copy the statistics of a link.  Under link->lock. */
+/*
+ * Copy the statistics of a link, and the policy that the manager has noted in
+ * the table for who comes after it.  Under link->lock.
+ */
 static void external_link_copy_stats(const ExternalLink *link,
                                      ExternalLinkInfo *info)
 {
@@ -187,6 +195,9 @@ static void external_link_copy_stats(const ExternalLink *link,
     /* single words are consistent, the page need not be */
     info->stats = *link->stats.vm;
     info->has_stats = true;
+    if (link->was_live) {
+        info->policy = link->region.table->policy;
+    }
     info->nr_tiers = external_stats_nr_tiers(&link->stats);
     info->tiers = g_new(struct uffdmm_tier_stats, info->nr_tiers);
     for (uint32_t i = 0; i < info->nr_tiers; i++) {
@@ -232,6 +243,26 @@ void external_links_info_free(ExternalLinkInfoList *list)
         g_free(info->tiers);
         g_free(info);
     }
+}
+
+bool external_link_speaks(ExternalLink *link)
+{
+    ExternalLink *other;
+
+    QEMU_LOCK_GUARD(&external_links_lock);
+    QTAILQ_FOREACH(other, &external_links, next) {
+        if (other == link) {
+            break;
+        }
+        if (!strcmp(other->vm_name, link->vm_name) &&
+            !strcmp(other->socket, link->socket)) {
+            QEMU_LOCK_GUARD(&other->lock);
+            if (other->phase == PHASE_LIVE) {
+                return false;
+            }
+        }
+    }
+    return true;
 }
 
 /* Find a link of the VM, a live one if possible.  Under the list's lock. */
@@ -324,6 +355,24 @@ static void external_link_merge_policy(ExternalLink *link,
     }
     if (policy->fields & UFFDMM_POLICY_DEMOTE) {
         link->policy.demote_after_ms = policy->demote_after_ms;
+    }
+    if (policy->fields & UFFDMM_POLICY_MIN) {
+        link->policy.min_bytes = policy->min_bytes;
+    }
+    if (policy->fields & UFFDMM_POLICY_MAX) {
+        link->policy.max_bytes = policy->max_bytes;
+    }
+    if (policy->fields & UFFDMM_POLICY_SHARES) {
+        link->policy.shares = policy->shares;
+    }
+    if (policy->fields & UFFDMM_POLICY_PRIORITY) {
+        link->policy.priority = policy->priority;
+    }
+    if (policy->fields & UFFDMM_POLICY_OPT_OUT) {
+        link->policy.opt_out = policy->opt_out;
+    }
+    if (policy->fields & UFFDMM_POLICY_TRACK) {
+        link->policy.track_permille = policy->track_permille;
     }
     for (int i = 0; i < UFFDMM_TIERS_MAX; i++) {
         if (policy->tier_mask & 1u << i) {

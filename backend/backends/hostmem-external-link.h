@@ -42,6 +42,7 @@ typedef struct ExternalLinkInfo {
     struct uffdmm_stats stats;
     struct uffdmm_tier_stats *tiers;
     uint32_t nr_tiers;
+    struct uffdmm_policy policy; /* in force, of which the budgets are used */
     QSIMPLEQ_ENTRY(ExternalLinkInfo) next;
 } ExternalLinkInfo;
 

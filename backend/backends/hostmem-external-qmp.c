@@ -12,10 +12,15 @@
 #include "qemu/cutils.h"
 #include "qemu/timer.h"
 #include "hostmem-external-link.h"
+#include "hostmem-external-qapi.h"
 
+/* as in the protocol */
 #define READAHEAD_MAX 64
+#define SHARES_MAX    10000
+#define PRIORITY_MAX  100
+#define PERMILLE_MAX  1000
 
-static UffdmmManagerState uffdmm_manager_state(uint64_t state)
+UffdmmManagerState external_qapi_manager_state(uint64_t state)
 {
     switch (state) {
     case UFFDMM_WORKER_STARTING:
@@ -47,7 +52,7 @@ static UffdmmTierType uffdmm_tier_type(uint32_t type)
     }
 }
 
-static UffdmmTierState uffdmm_tier_state(uint64_t state)
+UffdmmTierState external_qapi_tier_state(uint64_t state)
 {
     switch (state) {
     case UFFDMM_TIER_OK:
@@ -65,22 +70,43 @@ static UffdmmTierState uffdmm_tier_state(uint64_t state)
     }
 }
 
-static UffdmmTier *uffdmm_tier(const struct uffdmm_tier_stats *t)
+char *external_qapi_text(const char *text, size_t size)
 {
+    return g_utf8_make_valid(text, strnlen(text, size));
+}
+
+static UffdmmTier *uffdmm_tier(const ExternalLinkInfo *info, uint32_t i)
+{
+    const struct uffdmm_tier_stats *t = &info->tiers[i];
     UffdmmTier *tier = g_new0(UffdmmTier, 1);
 
-    /* the manager may have written anything there */
-    tier->name = g_utf8_make_valid(t->name, strnlen(t->name,
-                                                    sizeof(t->name)));
+    tier->name = external_qapi_text(t->name, sizeof(t->name));
     tier->type = uffdmm_tier_type(t->type);
-    tier->state = uffdmm_tier_state(t->state);
+    tier->state = external_qapi_tier_state(t->state);
     tier->shared = t->shared;
     tier->capacity = t->capacity_bytes;
+    if (i < UFFDMM_TIERS_MAX && info->policy.tier_mask & 1u << i) {
+        tier->has_budget = true;
+        tier->budget = info->policy.tier_bytes[i];
+    }
     tier->used = t->used_bytes;
     tier->stored_pages = t->stored_pages;
     tier->reads = t->reads;
     tier->writes = t->writes;
     tier->errors = t->errors;
+    tier->copy_pages = t->copy_pages;
+    tier->stored_bytes = t->stored_bytes;
+    tier->read_bytes = t->read_bytes;
+    tier->write_bytes = t->write_bytes;
+    tier->checksum_errors = t->checksum_errors;
+    tier->refused = t->refused;
+    tier->server_reconnects = t->reconnects;
+    if (t->last_error[0]) {
+        tier->last_error = external_qapi_text(t->last_error,
+                                              sizeof(t->last_error));
+        tier->has_last_error_time = true;
+        tier->last_error_time = t->last_error_ns;
+    }
     return tier;
 }
 
@@ -93,33 +119,56 @@ static UffdmmStats *uffdmm_stats(const ExternalLinkInfo *info)
     int64_t age = get_clock() - s->heartbeat_ns;
 
     stats->worker_pid = s->worker_pid;
-    stats->state = uffdmm_manager_state(s->state);
+    stats->state = external_qapi_manager_state(s->state);
     stats->heartbeat_age = MAX(age, 0) / SCALE_MS;
     stats->ram = s->ram_bytes;
     stats->limit = s->limit_bytes;
     stats->readahead = s->readahead_pages;
     stats->demote_after = s->demote_after_ms;
+    stats->min = s->min_bytes;
+    stats->max = s->max_bytes;
+    stats->shares = s->shares;
+    stats->priority = s->priority;
+    stats->opt_out = s->opt_out;
+    stats->track_permille = s->track_permille;
+    stats->tracking = s->age_tracking;
     stats->resident = s->resident_bytes;
     stats->resident_max = s->resident_max_bytes;
     stats->stored = s->stored_bytes;
     stats->zero = s->zero_bytes;
     stats->arena_bytes = s->arena_bytes;
+    stats->table_bytes = s->table_bytes;
+    stats->worker_rss = s->worker_rss_bytes;
     stats->faults = s->faults;
+    stats->faults_zero = s->faults_zero;
     stats->faults_store = s->faults_store;
+    stats->faults_deferred = s->faults_deferred;
     stats->faults_waited = s->faults_waited;
     stats->fault_time = s->fault_ns;
     stats->readahead_pages = s->readahead_in;
     stats->readahead_wasted = s->readahead_wasted;
+    stats->prefetched = s->prefetched;
     stats->evicted = s->evicted;
+    stats->evicted_clean = s->evicted_clean;
+    stats->evicted_zero = s->evicted_zero;
+    stats->evicted_cancelled = s->evicted_cancelled;
+    stats->pinned = s->pinned;
     stats->demoted = s->demoted;
+    stats->passed_on = s->passed_on;
     stats->discarded = s->discarded;
     stats->store_reads = s->store_reads;
+    stats->store_read_bytes = s->store_read_bytes;
     stats->store_writes = s->store_writes;
+    stats->store_write_bytes = s->store_write_bytes;
     stats->store_errors = s->store_errors;
     stats->checksum_errors = s->checksum_errors;
     stats->lost_pages = s->lost_pages;
+    stats->bypass_pages = s->bypass_pages;
+    stats->migration_swap_ins = s->migration_swap_ins;
+    stats->recoveries = s->recoveries;
+    stats->recovery_time = s->recovery_ns;
     for (uint32_t i = 0; i < info->nr_tiers; i++) {
-        QAPI_LIST_APPEND(tail, uffdmm_tier(&info->tiers[i]));
+        QAPI_LIST_APPEND(tail, uffdmm_tier(info, i));
     }
     return stats;
 }
@@ -184,49 +233,83 @@ UffdmmVmList *qmp_uffdmm_query(Error **errp)
     return list;
 }
 
-void qmp_uffdmm_set_policy(const char *vm_name, bool has_limit,
-                           uint64_t limit, bool has_readahead,
-                           uint32_t readahead, bool has_demote_after,
-                           uint64_t demote_after, bool has_tiers,
-                           UffdmmTierBudgetList *tiers, Error **errp)
+static bool uffdmm_check_range(const char *name, uint32_t value,
+                               uint32_t least, uint32_t most, Error **errp)
+{
+    if (value < least || value > most) {
+        error_setg(errp, "%s %" PRIu32 " is not in the range %" PRIu32
+                   " to %" PRIu32, name, value, least, most);
+        return false;
+    }
+    return true;
+}
+
+/* What can be known to be refused before the manager is asked */
+static bool uffdmm_check_policy(const UffdmmPolicy *p, Error **errp)
+{
+    if (p->has_limit && p->limit && p->limit < qemu_real_host_page_size()) {
+        error_setg(errp, "limit %" PRIu64 " is less than one page, %zu bytes",
+                   p->limit, (size_t)qemu_real_host_page_size());
+        return false;
+    }
+    if (p->has_min && p->has_max && p->max && p->min > p->max) {
+        error_setg(errp, "min %" PRIu64 " is more than max %" PRIu64, p->min,
+                   p->max);
+        return false;
+    }
+    return (!p->has_readahead ||
+            uffdmm_check_range("readahead", p->readahead, 1, READAHEAD_MAX,
+                               errp)) &&
+           (!p->has_shares ||
+            uffdmm_check_range("shares", p->shares, 1, SHARES_MAX, errp)) &&
+           (!p->has_priority ||
+            uffdmm_check_range("priority", p->priority, 0, PRIORITY_MAX,
+                               errp)) &&
+           (!p->has_track_permille ||
+            uffdmm_check_range("track-permille", p->track_permille, 0,
+                               PERMILLE_MAX, errp));
+}
+
+void qmp_uffdmm_set_policy(UffdmmPolicy *p, Error **errp)
 {
     g_autofree ExternalTierBudget *budgets = NULL;
-    struct uffdmm_policy policy = { 0 };
     size_t nr_budgets = 0;
+    struct uffdmm_policy policy = {
+        .fields = (p->has_limit ? UFFDMM_POLICY_LIMIT : 0) |
+                  (p->has_readahead ? UFFDMM_POLICY_READAHEAD : 0) |
+                  (p->has_demote_after ? UFFDMM_POLICY_DEMOTE : 0) |
+                  (p->has_min ? UFFDMM_POLICY_MIN : 0) |
+                  (p->has_max ? UFFDMM_POLICY_MAX : 0) |
+                  (p->has_shares ? UFFDMM_POLICY_SHARES : 0) |
+                  (p->has_priority ? UFFDMM_POLICY_PRIORITY : 0) |
+                  (p->has_opt_out ? UFFDMM_POLICY_OPT_OUT : 0) |
+                  (p->has_track_permille ? UFFDMM_POLICY_TRACK : 0),
+        .limit_bytes = p->limit,
+        .readahead_pages = p->readahead,
+        .demote_after_ms = p->demote_after,
+        .min_bytes = p->min,
+        .max_bytes = p->max,
+        .shares = p->shares,
+        .priority = p->priority,
+        .opt_out = p->opt_out,
+        .track_permille = p->track_permille,
+    };
 
-    if (!has_limit && !has_readahead && !has_demote_after && !tiers) {
+    if (!policy.fields && !p->tiers) {
         error_setg(errp, "give at least one of 'limit', 'readahead', "
-                   "'demote-after' and 'tiers'");
+                   "'demote-after', 'tiers', 'min', 'max', 'shares', "
+                   "'priority', 'opt-out' and 'track-permille'");
         return;
     }
-    if (has_limit) {
-        if (limit && limit < qemu_real_host_page_size()) {
-            error_setg(errp, "limit %" PRIu64 " is less than one page, %zu "
-                       "bytes", limit, (size_t)qemu_real_host_page_size());
-            return;
-        }
-        policy.fields |= UFFDMM_POLICY_LIMIT;
-        policy.limit_bytes = limit;
+    if (!uffdmm_check_policy(p, errp)) {
+        return;
     }
-    if (has_readahead) {
-        if (readahead < 1 || readahead > READAHEAD_MAX) {
-            error_setg(errp, "readahead %" PRIu32 " is not in the range 1 to "
-                       "%d pages", readahead, READAHEAD_MAX);
-            return;
-        }
-        policy.fields |= UFFDMM_POLICY_READAHEAD;
-        policy.readahead_pages = readahead;
-    }
-    if (has_demote_after) {
-        policy.fields |= UFFDMM_POLICY_DEMOTE;
-        policy.demote_after_ms = demote_after;
-    }
-    budgets = g_new(ExternalTierBudget, QAPI_LIST_LENGTH(tiers));
-    for (UffdmmTierBudgetList *t = tiers; t; t = t->next) {
+    budgets = g_new(ExternalTierBudget, QAPI_LIST_LENGTH(p->tiers));
+    for (UffdmmTierBudgetList *t = p->tiers; t; t = t->next) {
         budgets[nr_budgets++] = (ExternalTierBudget) {
             .name = t->value->name,
             .size = t->value->size,
         };
     }
-    external_links_set_policy(vm_name, &policy, budgets, nr_budgets, errp);
+    external_links_set_policy(p->vm_name, &policy, budgets, nr_budgets, errp);
 }

@@ -18,7 +18,8 @@
  *   CONNECT   connect, HELLO, REGION_CREATE: descriptors arrive
  *   CREATED   waits for the main thread to map the memory
  *   ATTACH    creates the userfaultfds, REGION_ATTACH
- *   LIVE      serves ZAP; sends DISCARD, SET_POLICY and the calls of others
+ *   LIVE      serves ZAP; sends DISCARD, SET_POLICY and the calls of others;
+ *             looks for trouble in the manager's statistics now and then
  *   LOST      no connection: tries again by RECONNECT, with all descriptors
  *             kept, while threads that touch missing memory wait
  *   ENDED     failed before it was live, or stopped
@@ -40,6 +41,8 @@
 #define START_TIMEOUT_MS     10000
 #define RECONNECT_TIMEOUT_MS 60000
 #define DETACH_TIMEOUT_MS    2000
+/* Between two looks at the statistics, and so between two news of trouble */
+#define LOOK_MS              1000
 /* Longest pause between two attempts to reconnect */
 #define RECONNECT_MAX_MS     2000
 /*
@@ -510,6 +513,53 @@ static bool external_link_reconnect(ExternalLink *link, Error **errp)
 /* ------------------------------------------------------------------------ */
 /* The thread                                                                */
 
+static void external_link_tell(ExternalLink *link, ExternalNews *news)
+{
+    news->id = g_strdup(link->id);
+    news->vm_name = g_strdup(link->vm_name);
+    external_news_post(news);
+}
+
+static void external_link_tell_lost(ExternalLink *link, const Error *err)
+{
+    ExternalNews *news = g_new0(ExternalNews, 1);
+
+    news->kind = EXTERNAL_NEWS_LOST;
+    news->reason = g_strdup(error_get_pretty(err));
+    external_link_tell(link, news);
+}
+
+/* To be called with the statistics of the manager that has been attached. */
+static void external_link_tell_attached(ExternalLink *link,
+                                        uint64_t reconnects)
+{
+    ExternalNews *news = g_new0(ExternalNews, 1);
+
+    news->kind = EXTERNAL_NEWS_ATTACHED;
+    news->reconnects = reconnects;
+    /* replaced by this thread alone, so it may read them without the lock */
+    news->stats = *link->stats.vm;
+    external_link_tell(link, news);
+}
+
+/* Tell of trouble with stores.  Returns after how many ms to look again. */
+static int external_link_look(ExternalLink *link)
+{
+    int64_t now = g_get_monotonic_time();
+
+    if (now >= link->next_look) {
+        ExternalNews *news = external_watch_look(&link->watch, &link->stats);
+
+        link->next_look = now + LOOK_MS * INT64_C(1000);
+        if (news && external_link_speaks(link)) {
+            external_link_tell(link, news);
+        } else {
+            external_news_free(news);
+        }
+    }
+    return DIV_ROUND_UP(link->next_look - now, 1000);
+}
+
 /* Wait for the main thread to map the memory.  Returns NULL when stopped. */
 static void *external_link_wait_base(ExternalLink *link, Error **errp)
 {
@@ -588,6 +638,7 @@ static bool external_link_pause(ExternalLink *link, uint32_t ms)
 static bool external_link_mend(ExternalLink *link)
 {
     uint32_t pause = link->reconnect_ms;
+    uint64_t reconnects = 0;
 
     while (external_link_pause(link, pause)) {
         Error *err = NULL;
@@ -597,9 +648,10 @@ static bool external_link_mend(ExternalLink *link)
                         "the manager at '%s'", link->id, link->socket);
             g_clear_pointer(&link->last_loss, g_free);
             WITH_QEMU_LOCK_GUARD(&link->lock) {
-                link->reconnects++;
+                reconnects = ++link->reconnects;
             }
             external_link_set_phase(link, PHASE_LIVE);
+            external_link_tell_attached(link, reconnects);
             return true;
         }
         external_channel_close(&link->chan);
@@ -631,10 +683,14 @@ void *external_link_thread(void *opaque)
 
     if (external_link_bring_up(link, &err)) {
         external_link_set_phase(link, PHASE_LIVE);
+        external_link_tell_attached(link, 0);
+        /* older trouble of other backends is no news */
+        external_news_free(external_watch_look(&link->watch, &link->stats));
         while (!external_link_stopping(link)) {
-            if (!external_link_io(link, -1, &err)) {
+            if (!external_link_io(link, external_link_look(link), &err)) {
                 external_channel_close(&link->chan);
                 external_link_set_phase(link, PHASE_LOST);
+                external_link_tell_lost(link, err);
                 external_link_report_loss(link, "lost the manager", err);
                 err = NULL;
                 if (!external_link_mend(link)) {

@@ -12,6 +12,7 @@
 #include "hostmem-external-call.h"
 #include "hostmem-external-link.h"
 #include "hostmem-external-region.h"
+#include "hostmem-external-watch.h"
 #include "hostmem-external-wire.h"
 
 /* See the head of hostmem-external-service.c. */
@@ -55,6 +56,8 @@ struct ExternalLink {
     uint64_t policy_id; /* SET_POLICY without a reply so far, or 0 */
     char *last_loss;    /* what was reported, so as not to repeat it */
     bool zap_reported;  /* likewise */
+    ExternalWatch watch;
+    int64_t next_look; /* at the statistics, by g_get_monotonic_time() */
 
     QemuMutex lock;
     QemuCond phase_changed;
@@ -99,6 +102,9 @@ bool external_calls_reply(ExternalLink *link, ExternalMessage *msg,
 
 /* The connection is gone.  Under link->lock. */
 void external_calls_fail(ExternalLink *link);
+
+/* Is it the first live one of its VM?  The others see the same statistics. */
+bool external_link_speaks(ExternalLink *link);
 
 void *external_link_thread(void *opaque);
 

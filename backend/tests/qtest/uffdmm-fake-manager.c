@@ -354,9 +354,28 @@ static void fake_set_policy(FakeManager *m, FakeRegion *r,
     if (policy->fields & UFFDMM_POLICY_DEMOTE) {
         m->stats->demote_after_ms = policy->demote_after_ms;
     }
+    if (policy->fields & UFFDMM_POLICY_MIN) {
+        m->stats->min_bytes = policy->min_bytes;
+    }
+    if (policy->fields & UFFDMM_POLICY_MAX) {
+        m->stats->max_bytes = policy->max_bytes;
+    }
+    if (policy->fields & UFFDMM_POLICY_SHARES) {
+        m->stats->shares = policy->shares;
+    }
+    if (policy->fields & UFFDMM_POLICY_PRIORITY) {
+        m->stats->priority = policy->priority;
+    }
+    if (policy->fields & UFFDMM_POLICY_OPT_OUT) {
+        m->stats->opt_out = policy->opt_out;
+    }
+    if (policy->fields & UFFDMM_POLICY_TRACK) {
+        m->stats->track_permille = policy->track_permille;
+    }
     for (int i = 0; i < FAKE_TIERS; i++) {
         if (policy->tier_mask & 1u << i) {
-            m->tiers[i]->capacity_bytes = policy->tier_bytes[i];
+            r->table->policy.tier_mask |= 1u << i;
+            r->table->policy.tier_bytes[i] = policy->tier_bytes[i];
         }
     }
     fake_reply(r->sock, h, policy, sizeof(*policy), NULL, 0);

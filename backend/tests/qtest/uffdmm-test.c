@@ -1,81 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * memory-backend-external against a fake manager: what must work
+ * memory-backend-external against a fake manager: memory that is served,
+ * zapped, discarded, taken over and given back
  *
- * What must be refused is in uffdmm-refuse-test.c.
+ * What the monitor shows of it is in uffdmm-monitor-test.c, what must be
+ * refused in uffdmm-refuse-test.c.
  */
 
 #include "qemu/osdep.h"
 #include "libqtest.h"
-#include "qapi/error.h"
 #include "qemu/atomic.h"
 #include "qemu/bswap.h"
 #include "qobject/qdict.h"
-#include "qobject/qjson.h"
 #include "qobject/qlist.h"
-#include "uffdmm-fake-manager.h"
-#include <poll.h>
+#include "uffdmm-machine.h"
 #include <sys/mman.h>
-
-#define MIB      (1024 * 1024)
-#define RAM_SIZE (16 * MIB)
-#define PFN(n)   ((uint64_t)(n) * FAKE_PAGE_SIZE)
-
-#define MEM0 "-object memory-backend-external,id=mem0,size=16M"
-
-/* Nothing in these machines touches memory by itself; m->bios is empty. */
-#define PC      "-machine pc,memory-backend=mem0 -m 16M " BARE
-#define BARE    "-nodefaults -vga none -net none -bios %s "
-
-static QTestState *start(FakeManager *m, const char *props)
-{
-    return qtest_initf(PC "-name guest1 "
-                       "-uuid 01020304-0506-0708-090a-0b0c0d0e0f10 "
-                       MEM0 ",socket=%s%s", m->bios, m->path, props);
-}
-
-static QList *query(QTestState *qts)
-{
-    QDict *rsp = qtest_qmp(qts, "{'execute': 'uffdmm-query'}");
-    QList *list;
-
-    g_assert_true(qdict_haskey(rsp, "return"));
-    list = qobject_ref(qdict_get_qlist(rsp, "return"));
-    qobject_unref(rsp);
-    return list;
-}
-
-static QDict *vm_of(QList *list)
-{
-    g_assert_cmpuint(qlist_size(list), ==, 1);
-    return qobject_to(QDict, qlist_peek(list));
-}
-
-static QDict *first_backend(QDict *vm)
-{
-    return qobject_to(QDict, qlist_peek(qdict_get_qlist(vm, "backends")));
-}
-
-/* Wait until the first backend's link is in that state. */
-static void wait_link(QTestState *qts, const char *state)
-{
-    for (int i = 0; i < 2000; i++) {
-        g_autoptr(QList) list = query(qts);
-        QDict *backend = first_backend(vm_of(list));
-
-        if (!strcmp(qdict_get_str(backend, "link"), state)) {
-            return;
-        }
-        g_usleep(10 * 1000);
-    }
-    g_assert_not_reached();
-}
 
 /* Faults are served, writes reach the manager's memory. */
 static void test_serve(void)
 {
     FakeManager *m = fake_manager_new();
-    QTestState *qts = start(m, "");
+    QTestState *qts = uffdmm_start(m, "");
     FakeRegion *r = &m->regions[0];
     uint8_t content[8];
 
@@ -107,7 +52,7 @@ static void test_serve(void)
 static void test_shards(void)
 {
     FakeManager *m = fake_manager_new();
-    QTestState *qts = start(m, ",shards=3");
+    QTestState *qts = uffdmm_start(m, ",shards=3");
     FakeRegion *r = &m->regions[0];
     const uint64_t nr_pages = RAM_SIZE / FAKE_PAGE_SIZE;
 
@@ -120,328 +65,6 @@ static void test_shards(void)
         g_assert_cmpuint(qtest_readb(qts, PFN(last)), ==,
                          fake_manager_byte(last));
         g_assert_cmpuint(r->faults[i], ==, 2);
-    }
-
-    qtest_quit(qts);
-    fake_manager_free(m);
-}
-
-static void test_query(void)
-{
-    FakeManager *m = fake_manager_new();
-    QTestState *qts = start(m, ",vm-name=other");
-    QDict *vm, *stats;
-    QList *list;
-
-    g_assert_cmpstr(m->hello.vm_name, ==, "other");
-    m->stats->resident_bytes = 12345 * 4096;
-    m->stats->limit_bytes = 8 * MIB;
-    m->stats->store_errors = 3;
-    m->stats->demote_after_ms = 5000;
-    m->stats->arena_bytes = 7 * MIB;
-    m->stats->demoted = 44;
-    m->stats->readahead_wasted = 55;
-    m->stats->state = UFFDMM_WORKER_STORE_FULL;
-
-    list = query(qts);
-    vm = vm_of(list);
-    g_assert_cmpstr(qdict_get_str(vm, "vm-name"), ==, "other");
-    g_assert_cmpstr(qdict_get_str(vm, "socket"), ==, m->path);
-    g_assert_cmpstr(qdict_get_str(first_backend(vm), "id"), ==, "mem0");
-    g_assert_cmpint(qdict_get_int(first_backend(vm), "size"), ==, RAM_SIZE);
-    g_assert_cmpstr(qdict_get_str(first_backend(vm), "link"), ==, "live");
-    g_assert_cmpint(qdict_get_int(first_backend(vm), "reconnects"), ==, 0);
-    stats = qdict_get_qdict(vm, "stats");
-    g_assert_cmpint(qdict_get_int(stats, "resident"), ==, 12345 * 4096);
-    g_assert_cmpint(qdict_get_int(stats, "limit"), ==, 8 * MIB);
-    g_assert_cmpint(qdict_get_int(stats, "store-errors"), ==, 3);
-    g_assert_cmpstr(qdict_get_str(stats, "state"), ==, "store-full");
-    g_assert_cmpint(qdict_get_int(stats, "demote-after"), ==, 5000);
-    g_assert_cmpint(qdict_get_int(stats, "arena-bytes"), ==, 7 * MIB);
-    g_assert_cmpint(qdict_get_int(stats, "demoted"), ==, 44);
-    g_assert_cmpint(qdict_get_int(stats, "readahead-wasted"), ==, 55);
-    qobject_unref(list);
-
-    m->stats->state = 77;
-    list = query(qts);
-    stats = qdict_get_qdict(vm_of(list), "stats");
-    g_assert_cmpstr(qdict_get_str(stats, "state"), ==, "unknown");
-    qobject_unref(list);
-
-    qtest_quit(qts);
-    fake_manager_free(m);
-}
-
-static QDict *tier_of(QList *list, unsigned i)
-{
-    QList *tiers = qdict_get_qlist(qdict_get_qdict(vm_of(list), "stats"),
-                                   "tiers");
-    const QListEntry *entry = qlist_first(tiers);
-
-    while (i--) {
-        entry = qlist_next(entry);
-    }
-    return qobject_to(QDict, qlist_entry_obj(entry));
-}
-
-static void test_tiers(void)
-{
-    static const struct {
-        uint64_t state;
-        const char *name;
-    } states[] = {
-        { UFFDMM_TIER_OK, "ok" }, { UFFDMM_TIER_FULL, "full" },
-        { UFFDMM_TIER_SLOW, "slow" }, { UFFDMM_TIER_ERROR, "error" },
-        { UFFDMM_TIER_AWAY, "away" }, { 5, "unknown" },
-        { UINT64_MAX, "unknown" },
-    };
-    FakeManager *m = fake_manager_new();
-    QTestState *qts = start(m, "");
-    QDict *tier;
-    QList *list;
-    char *hmp;
-
-    m->tiers[1]->capacity_bytes = 64 * MIB;
-    m->tiers[1]->used_bytes = 3 * MIB;
-    m->tiers[1]->stored_pages = 1001;
-    m->tiers[1]->reads = 1002;
-    m->tiers[1]->writes = 1003;
-    m->tiers[1]->errors = 1004;
-    m->tiers[2]->shared = 1;
-    m->tiers[2]->state = UFFDMM_TIER_AWAY;
-
-    list = query(qts);
-    g_assert_cmpuint(qlist_size(qdict_get_qlist(qdict_get_qdict(
-                         vm_of(list), "stats"), "tiers")), ==, FAKE_TIERS);
-    tier = tier_of(list, 0);
-    g_assert_cmpstr(qdict_get_str(tier, "name"), ==, "zero");
-    g_assert_cmpstr(qdict_get_str(tier, "type"), ==, "zero");
-    tier = tier_of(list, 1);
-    g_assert_cmpstr(qdict_get_str(tier, "name"), ==, "ram");
-    g_assert_cmpstr(qdict_get_str(tier, "type"), ==, "pool");
-    g_assert_cmpstr(qdict_get_str(tier, "state"), ==, "ok");
-    g_assert_false(qdict_get_bool(tier, "shared"));
-    g_assert_cmpint(qdict_get_int(tier, "capacity"), ==, 64 * MIB);
-    g_assert_cmpint(qdict_get_int(tier, "used"), ==, 3 * MIB);
-    g_assert_cmpint(qdict_get_int(tier, "stored-pages"), ==, 1001);
-    g_assert_cmpint(qdict_get_int(tier, "reads"), ==, 1002);
-    g_assert_cmpint(qdict_get_int(tier, "writes"), ==, 1003);
-    g_assert_cmpint(qdict_get_int(tier, "errors"), ==, 1004);
-    tier = tier_of(list, 2);
-    g_assert_cmpstr(qdict_get_str(tier, "type"), ==, "file");
-    g_assert_true(qdict_get_bool(tier, "shared"));
-    qobject_unref(list);
-
-    hmp = qtest_hmp(qts, "info uffdmm");
-    g_assert_nonnull(strstr(hmp, "tier 'zero': zero, ok, 0 B used of no "
-                            "limit"));
-    g_assert_nonnull(strstr(hmp, "tier 'ram': pool, ok, 3 MiB used of 64 MiB,"
-                            " 1001 pages, 1002 reads, 1003 writes, "
-                            "1004 errors"));
-    g_assert_nonnull(strstr(hmp, "tier 'disk': file (shared), away, "));
-    g_free(hmp);
-
-    for (int i = 0; i < ARRAY_SIZE(states); i++) {
-        m->tiers[2]->state = states[i].state;
-        list = query(qts);
-        g_assert_cmpstr(qdict_get_str(tier_of(list, 2), "state"), ==,
-                        states[i].name);
-        qobject_unref(list);
-    }
-
-    /* a manager that lies: no more than it has mapped, and text at least */
-    m->stats->nr_tiers = UINT64_MAX;
-    m->tiers[2]->type = 99;
-    memset(m->tiers[2]->name, 0xff, sizeof(m->tiers[2]->name));
-    list = query(qts);
-    g_assert_cmpuint(qlist_size(qdict_get_qlist(qdict_get_qdict(
-                         vm_of(list), "stats"), "tiers")), ==, FAKE_TIERS);
-    tier = tier_of(list, 2);
-    g_assert_cmpstr(qdict_get_str(tier, "type"), ==, "unknown");
-    g_assert_true(g_utf8_validate(qdict_get_str(tier, "name"), -1, NULL));
-    qobject_unref(list);
-
-    qtest_quit(qts);
-    fake_manager_free(m);
-}
-
-static void *touch_thread(void *opaque)
-{
-    QTestState *qts = opaque;
-
-    g_assert_cmpuint(qtest_readb(qts, PFN(9)), ==, fake_manager_byte(9));
-    return NULL;
-}
-
-/* The main loop waits in a fault: the service thread and the query do not. */
-static void test_main_loop_blocked(void)
-{
-    FakeManager *m = fake_manager_new();
-    g_autofree char *args = NULL;
-    QList *caps = qlist_new();
-    QTestState *qts;
-    struct pollfd fault;
-    GThread *toucher;
-    QDict *rsp;
-
-    args = g_strdup_printf(PC MEM0 ",socket=%s", m->bios, m->path);
-    qlist_append_str(caps, "oob");
-    qts = qtest_init_with_env_and_capabilities(NULL, args, caps, true);
-    qobject_unref(caps);
-
-    g_assert_cmpuint(qtest_readb(qts, PFN(1)), ==, fake_manager_byte(1));
-    m->hold_faults = true;
-    g_assert_cmpint(fake_manager_zap(m, 0, 100, PFN(1), PFN(1)), ==, 0);
-    toucher = g_thread_new("toucher", touch_thread, qts);
-
-    /* an ordinary command is not answered: the main loop is blocked */
-    fault = (struct pollfd) { .fd = m->regions[0].uffd[0], .events = POLLIN };
-    g_assert_cmpint(poll(&fault, 1, 20000), ==, 1);
-    qtest_qmp_send(qts, "{'execute': 'query-status', 'id': 'late'}");
-
-    qtest_qmp_send(qts, "{'exec-oob': 'uffdmm-query', 'id': 'oob'}");
-    rsp = qtest_qmp_receive(qts);
-    g_assert_cmpstr(qdict_get_str(rsp, "id"), ==, "oob");
-    g_assert_true(qdict_haskey(rsp, "return"));
-    qobject_unref(rsp);
-    g_assert_cmpint(fake_manager_zap(m, 0, 100, 0, RAM_SIZE), ==, 0);
-
-    fake_manager_release_faults(m);
-    rsp = qtest_qmp_receive(qts);
-    g_assert_cmpstr(qdict_get_str(rsp, "id"), ==, "late");
-    qobject_unref(rsp);
-    g_thread_join(toucher);
-
-    qtest_quit(qts);
-    fake_manager_free(m);
-}
-
-static void test_set_policy(void)
-{
-    FakeManager *m = fake_manager_new();
-    QTestState *qts = start(m, "");
-    char *hmp;
-
-    qtest_qmp_assert_success(qts, "{'execute': 'uffdmm-set-policy',"
-                             " 'arguments': {'limit': 8388608}}");
-    fake_manager_wait(m, m->policies == 1);
-    g_assert_cmpuint(m->policy.fields, ==, UFFDMM_POLICY_LIMIT);
-    g_assert_cmpuint(m->policy.limit_bytes, ==, 8 * MIB);
-
-    qtest_qmp_assert_success(qts, "{'execute': 'uffdmm-set-policy',"
-                             " 'arguments': {'readahead': 16,"
-                             "               'vm-name': 'guest1'}}");
-    fake_manager_wait(m, m->policies == 2);
-    g_assert_cmpuint(m->policy.fields, ==, UFFDMM_POLICY_READAHEAD);
-    g_assert_cmpuint(m->policy.readahead_pages, ==, 16);
-
-    hmp = qtest_hmp(qts, "uffdmm_set_policy limit 4M");
-    g_assert_cmpstr(hmp, ==, "");
-    g_free(hmp);
-    fake_manager_wait(m, m->policies == 3);
-    g_assert_cmpuint(m->policy.limit_bytes, ==, 4 * MIB);
-    hmp = qtest_hmp(qts, "info uffdmm");
-    g_assert_nonnull(strstr(hmp, "limit: 4 MiB"));
-    g_assert_nonnull(strstr(hmp, "readahead: 16 pages"));
-    g_free(hmp);
-    hmp = qtest_hmp(qts, "uffdmm_set_policy speed 4");
-    g_assert_nonnull(strstr(hmp, "'speed' is none of"));
-    g_free(hmp);
-
-    qtest_qmp_assert_success(qts, "{'execute': 'uffdmm-set-policy',"
-                             " 'arguments': {'demote-after': 60000,"
-                             "   'tiers': [{'name': 'disk', 'size': 8192},"
-                             "             {'name': 'ram', 'size': 4096}]}}");
-    fake_manager_wait(m, m->policies == 4);
-    g_assert_cmpuint(m->policy.fields, ==,
-                     UFFDMM_POLICY_DEMOTE | UFFDMM_POLICY_TIERS);
-    g_assert_cmpuint(m->policy.demote_after_ms, ==, 60000);
-    g_assert_cmphex(m->policy.tier_mask, ==, 6);
-    g_assert_cmpuint(m->policy.tier_bytes[1], ==, 4096);
-    g_assert_cmpuint(m->policy.tier_bytes[2], ==, 8192);
-
-    hmp = qtest_hmp(qts, "uffdmm_set_policy tier ram=32M");
-    g_assert_cmpstr(hmp, ==, "");
-    g_free(hmp);
-    fake_manager_wait(m, m->policies == 5);
-    g_assert_cmpuint(m->policy.fields, ==, UFFDMM_POLICY_TIERS);
-    g_assert_cmphex(m->policy.tier_mask, ==, 2);
-    g_assert_cmpuint(m->policy.tier_bytes[1], ==, 32 * MIB);
-    hmp = qtest_hmp(qts, "uffdmm_set_policy demote-after 250");
-    g_assert_cmpstr(hmp, ==, "");
-    g_free(hmp);
-    fake_manager_wait(m, m->policies == 6);
-    hmp = qtest_hmp(qts, "info uffdmm");
-    g_assert_nonnull(strstr(hmp, "demote-after: 250 ms"));
-    g_assert_nonnull(strstr(hmp, "used of 32 MiB"));
-    g_free(hmp);
-    hmp = qtest_hmp(qts, "uffdmm_set_policy tier ram");
-    g_assert_nonnull(strstr(hmp, "'ram' is not of the form TIER=SIZE"));
-    g_free(hmp);
-
-    qtest_quit(qts);
-    fake_manager_free(m);
-}
-
-static void assert_policy_error(QTestState *qts, const char *json,
-                                const char *part)
-{
-    QDict *rsp = qtest_qmp(qts, "{'execute': 'uffdmm-set-policy',"
-                           " 'arguments': %p}",
-                           qobject_from_json(json, &error_abort));
-    const char *desc;
-
-    g_assert_true(qdict_haskey(rsp, "error"));
-    desc = qdict_get_str(qdict_get_qdict(rsp, "error"), "desc");
-    if (!strstr(desc, part)) {
-        g_test_message("'%s' is not in '%s'", part, desc);
-        g_assert_not_reached();
-    }
-    qobject_unref(rsp);
-}
-
-static void test_set_policy_errors(void)
-{
-    FakeManager *m = fake_manager_new();
-    QTestState *qts = start(m, "");
-    QList *list;
-
-    assert_policy_error(qts, "{}", "at least one of");
-    assert_policy_error(qts, "{\"limit\": 4095}", "limit 4095 is less than");
-    assert_policy_error(qts, "{\"readahead\": 0}", "readahead 0 is not");
-    assert_policy_error(qts, "{\"readahead\": 65}", "readahead 65 is not");
-    assert_policy_error(qts, "{\"limit\": 4096, \"vm-name\": \"x\"}",
-                        "has vm-name 'x'");
-    assert_policy_error(qts, "{\"tiers\": []}", "at least one of");
-    assert_policy_error(qts, "{\"tiers\": [{\"name\": \"tape\","
-                        " \"size\": 1}]}", "VM 'guest1' has no tier 'tape', "
-                        "but zero, ram, disk");
-    assert_policy_error(qts, "{\"limit\": 4096, \"tiers\": ["
-                        " {\"name\": \"ram\", \"size\": 1},"
-                        " {\"name\": \"ram\", \"size\": 2}]}",
-                        "tier 'ram' is named twice");
-    g_assert_cmpuint(m->policies, ==, 0);
-
-    /* refused by the manager: accepted here, and reported by the query */
-    m->refuse_policy = (char *)"limit 4096 is less than what is locked";
-    qtest_qmp_assert_success(qts, "{'execute': 'uffdmm-set-policy',"
-                             " 'arguments': {'limit': 4096}}");
-    fake_manager_wait(m, m->policies == 1);
-    for (;;) {
-        bool seen;
-
-        list = query(qts);
-        seen = qdict_haskey(first_backend(vm_of(list)), "policy-error");
-        if (seen) {
-            g_assert_cmpstr(qdict_get_str(first_backend(vm_of(list)),
-                                          "policy-error"), ==,
-                            m->refuse_policy);
-        }
-        qobject_unref(list);
-        if (seen) {
-            break;
-        }
-        g_usleep(1000);
     }
 
     qtest_quit(qts);
@@ -461,7 +84,7 @@ static bool page_present(FakeRegion *r, uint64_t pfn)
 static void test_zap(void)
 {
     FakeManager *m = fake_manager_new();
-    QTestState *qts = start(m, "");
+    QTestState *qts = uffdmm_start(m, "");
     FakeRegion *r = &m->regions[0];
 
     qtest_writeb(qts, PFN(3), 0xaa);
@@ -704,7 +327,7 @@ static void test_huge(void)
     if (!have_huge_pages(3)) {
         goto out;
     }
-    qts = start(m, ",hugetlb=on,hugetlbsize=2M,shards=3");
+    qts = uffdmm_start(m, ",hugetlb=on,hugetlbsize=2M,shards=3");
     g_assert_cmpuint(r->page_size, ==, FAKE_HUGE_SIZE);
     g_assert_cmpuint(r->table->nr_pages, ==, RAM_SIZE / FAKE_HUGE_SIZE);
     g_assert_cmpuint(r->base % FAKE_HUGE_SIZE, ==, 0);
@@ -792,15 +415,15 @@ static void test_reconnect(void)
     FakeManager *m = fake_manager_new();
     QTestState *qts;
     GThread *toucher;
-    QDict *rsp;
+    QDict *rsp, *backend;
     QList *list;
 
     m->nr_arenas = 4;
-    qts = start(m, ",shards=2,reconnect-ms=20");
+    qts = uffdmm_start(m, ",shards=2,reconnect-ms=20");
     g_assert_cmpuint(qtest_readb(qts, PFN(2)), ==, fake_manager_byte(2));
     m->refuse_reconnects = UINT_MAX;
     fake_manager_drop(m);
-    wait_link(qts, "lost");
+    uffdmm_wait_link(qts, "lost");
 
     /* memory that is present goes on */
     g_assert_cmpuint(qtest_readb(qts, PFN(2)), ==, fake_manager_byte(2));
@@ -810,7 +433,7 @@ static void test_reconnect(void)
                                           "desc"), "no connection"));
     qobject_unref(rsp);
 
-    toucher = g_thread_new("toucher", touch_thread, qts);
+    toucher = g_thread_new("toucher", uffdmm_touch, qts);
     fake_manager_wait(m, m->reconnects_refused >= 3);
     g_mutex_lock(&m->lock);
     g_assert_cmpuint(m->reconnects, ==, 0);
@@ -818,11 +441,11 @@ static void test_reconnect(void)
     g_mutex_unlock(&m->lock);
     g_thread_join(toucher);
 
-    wait_link(qts, "live");
+    uffdmm_wait_link(qts, "live");
     g_assert_cmpuint(m->arenas_back, ==, m->nr_arenas);
-    list = query(qts);
-    g_assert_cmpint(qdict_get_int(first_backend(vm_of(list)), "reconnects"),
-                    ==, 1);
+    list = uffdmm_query(qts);
+    backend = uffdmm_first_backend(uffdmm_vm(list));
+    g_assert_cmpint(qdict_get_int(backend, "reconnects"), ==, 1);
     qobject_unref(list);
     g_assert_cmpuint(qtest_readb(qts, RAM_SIZE - 1), ==,
                      fake_manager_byte(RAM_SIZE / FAKE_PAGE_SIZE - 1));
@@ -852,7 +475,7 @@ static void test_object_del(void)
         qtest_qmp_assert_success(qts, "{'execute': 'object-del',"
                                  " 'arguments': {'id': 'hot'}}");
         fake_manager_wait(m, m->detaches == i && m->regions[0].sock < 0);
-        list = query(qts);
+        list = uffdmm_query(qts);
         g_assert_true(qlist_empty(list));
         qobject_unref(list);
     }
@@ -888,8 +511,8 @@ static void test_numa_and_dimm(void)
     g_assert_cmpuint(qtest_readb(qts, (4ULL << 30) + PFN(77)), ==,
                      fake_manager_byte(77));
 
-    list = query(qts);
-    g_assert_cmpuint(qlist_size(qdict_get_qlist(vm_of(list), "backends")),
+    list = uffdmm_query(qts);
+    g_assert_cmpuint(qlist_size(qdict_get_qlist(uffdmm_vm(list), "backends")),
                      ==, 3);
     qobject_unref(list);
 
@@ -903,11 +526,6 @@ int main(int argc, char **argv)
 
     qtest_add_func("/uffdmm/serve", test_serve);
     qtest_add_func("/uffdmm/shards", test_shards);
-    qtest_add_func("/uffdmm/query", test_query);
-    qtest_add_func("/uffdmm/tiers", test_tiers);
-    qtest_add_func("/uffdmm/main-loop-blocked", test_main_loop_blocked);
-    qtest_add_func("/uffdmm/set-policy", test_set_policy);
-    qtest_add_func("/uffdmm/set-policy-errors", test_set_policy_errors);
     qtest_add_func("/uffdmm/zap", test_zap);
     qtest_add_func("/uffdmm/discard", test_discard);
     qtest_add_func("/uffdmm/discard-waits", test_discard_waits);
