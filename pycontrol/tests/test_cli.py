@@ -25,7 +25,10 @@ from uffdmm.cli.vms import ListedVm, StatusReport
 Run = Any
 
 # What the fake says of its tiers, which no test changes by accident.
-PLANE = "  control plane: min 0 B, max none, shares 100, priority 50\n"
+PLANE = (
+    "  control plane: min 0 B, max none, shares 100, priority 50\n"
+    "  access tracking: up to 1.5 % of a CPU\n"
+)
 TIERS = PLANE + "  tier ram: no bound\n  tier ssd: no bound\n"
 
 
@@ -240,6 +243,15 @@ def test_set_policy(run: Run, fake: FakeManager) -> None:
     assert fake.vms["demo"].readahead_pages == 16
 
 
+def test_set_policy_of_access_tracking(run: Run, fake: FakeManager) -> None:
+    outcome = run("set-policy", "demo", "--track-permille", "40")
+    assert (outcome.code, fake.vms["demo"].plane[5]) == (0, 40)
+    assert "access tracking: up to 4 % of a CPU\n" in outcome.out
+    outcome = run("set-policy", "demo", "--track-permille", "0")
+    assert (outcome.code, fake.vms["demo"].plane[5]) == (0, 0)
+    assert "access tracking: off\n" in outcome.out
+
+
 def test_set_policy_as_json(run: Run) -> None:
     outcome = run("set-policy", "demo", "--readahead", "1", "--json")
     assert outcome.json == {
@@ -324,6 +336,7 @@ def test_set_policy_lifts_the_limit(run: Run, fake: FakeManager, limit: str) -> 
         ["set-policy", "demo", "--max", "12"],
         ["set-policy", "demo", "--shares", "0"],
         ["set-policy", "demo", "--priority", "101"],
+        ["set-policy", "demo", "--track-permille", "1001"],
         ["evict", "demo"],
         ["evict", "demo", "lots"],
         ["evict", "demo", "0"],

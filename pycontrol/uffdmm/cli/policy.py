@@ -102,11 +102,22 @@ def set_policy(
             show_default=False,
         ),
     ] = None,
+    track_permille: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=1000,
+            metavar="N",
+            help="Thousandths of a CPU that watching accesses may cost the VM; 0 switches it off.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Change the policy of one VM; what is not named stays as it is."""
-    given = (limit, readahead, demote_after, minimum, maximum, shares, priority, opt_out)
-    if all(value is None for value in given) and not tier:
+    texts = (limit, demote_after, minimum, maximum)
+    numbers = (readahead, shares, priority, opt_out, track_permille)
+    if all(value is None for value in texts + numbers) and not tier:
         raise typer.BadParameter("nothing to set: give --limit or another option")
     # A value that makes no sense is a usage error even when no manager runs.
     demote_ms = None if demote_after is None else parse_demote_after(demote_after) // 1_000_000
@@ -132,6 +143,7 @@ def set_policy(
             shares=shares,
             priority=priority,
             opt_out=opt_out,
+            track_permille=track_permille,
         )
     report = PolicyReport(vm_name=vm, **policy.model_dump())
     if json:
@@ -155,6 +167,10 @@ def _print_policy(report: PolicyReport) -> None:
         f" {limit_or_dash(report.max_bytes)}, shares {report.shares}, priority {report.priority}"
         + (", opted out" if report.opt_out else "")
     )
+    if report.track_permille:
+        print(f"  access tracking: up to {report.track_permille / 10:g} % of a CPU")
+    else:
+        print("  access tracking: off")
     for name, size in report.tier_bytes.items():
         print(f"  tier {name}: {format_size(size) if size else 'no bound'}")
 
