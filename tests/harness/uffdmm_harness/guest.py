@@ -104,6 +104,15 @@ class Guest:
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         return self._monitor.execute(command, named, timeout, out_of_band=out_of_band)
 
+    def event(self, *names: str, timeout: float = 20) -> tuple[str, Any]:
+        """Name and data of the next of these events of the monitor; others are dropped.
+
+        :raise TimeoutError: there is none in time
+        """
+        if self._monitor is None:
+            raise HarnessError("QEMU's monitor is not connected")
+        return self._monitor.event(names, timeout)
+
     def hmp(self, command: str) -> str:
         """Execute a command of the human monitor; its text."""
         return str(self.qmp("human-monitor-command", command_line=command))

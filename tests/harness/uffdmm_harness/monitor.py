@@ -3,9 +3,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Container, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qemu.qmp import QMPClient
 
@@ -41,6 +41,19 @@ class Monitor:
         :raise TimeoutError: no answer in time
         """
         return self._wait(self._client.execute(command, arguments, out_of_band), timeout)
+
+    def event(self, names: Container[str], timeout: float) -> tuple[str, Any]:
+        """Name and data of the next event with one of these names; others before it are dropped.
+
+        :raise TimeoutError: there is none in time
+        """
+        return cast(tuple[str, Any], self._wait(self._next_event(names), timeout))
+
+    async def _next_event(self, names: Container[str]) -> tuple[str, Any]:
+        while True:
+            event = await self._client.events.get()
+            if event["event"] in names:
+                return str(event["event"]), event.get("data")
 
     def close(self) -> None:
         """Hang up."""
