@@ -5,6 +5,11 @@
  * Several processes may want the same volume at once.  On one host a file lock, or
  * O_EXCL on a device, lets one of them in; between hosts locks may or may not work, and
  * then who wrote last has it, and the others see that when they look again.
+ *
+ * The lock is kept as long as the file is open, in a shared directory too.  It belongs to the
+ * open file, and so does each write that a worker has left with the kernel of this host when
+ * it died: a new worker that gets the lock knows that none is still to land.  Where there are
+ * no locks nothing tells, and the volume is not taken over.
  */
 #include "file_label.h"
 
@@ -116,8 +121,8 @@ static int check_label(struct file_volume *v, const struct tier_vm *vm, const ch
 }
 
 /*
- * Keeps other processes from taking the file meanwhile; *@locked is false where locks do
- * not work.  0, or -EBUSY when another has the lock.
+ * Keeps other processes from the file for as long as it is open; *@locked is false where
+ * locks do not work.  0, or -EBUSY when another has the lock.
  */
 static int lock_volume(const struct file_volume *v, bool *locked)
 {
@@ -154,7 +159,7 @@ int file_label_take(struct file_volume *v, const struct tier_vm *vm, char *err,
 {
     char what[sizeof(v->config->paths[0]) + sizeof(v->file) + 96];
     bool locked;
-    int ret;
+    int ret, busy;
 
     describe(v, what, sizeof(what));
     ret = make_label(&v->label, vm);
@@ -164,14 +169,14 @@ int file_label_take(struct file_volume *v, const struct tier_vm *vm, char *err,
                  strerror(-ret));
         return ret;
     }
-    ret = lock_volume(v, &locked);
-    if (ret) {
-        snprintf(err, err_len,
-                 "%s is being taken by another process; try again when that has ended",
-                 what);
-        return ret;
-    }
+    busy = lock_volume(v, &locked);
     ret = check_label(v, vm, what, err, err_len);
+    if (busy && (!ret || ret != -EBUSY)) {
+        /* nothing in its label speaks against it: its owner is about to begin, or to end */
+        snprintf(err, err_len,
+                 "%s is in use by another process; try again when that has ended", what);
+        ret = busy;
+    }
     if (!ret && v->leftovers && !file_volume_is_device(v)) {
         if (ftruncate(v->fd, SUPERBLOCK_BYTES) < 0) {
             ret = -errno;
@@ -182,9 +187,6 @@ int file_label_take(struct file_volume *v, const struct tier_vm *vm, char *err,
     }
     if (!ret) {
         ret = set_label(v, locked, what, err, err_len);
-    }
-    if (locked) {
-        flock(v->fd, LOCK_UN);
     }
     return ret;
 }
@@ -197,13 +199,19 @@ int file_label_keep(struct file_volume *v, const struct tier_vm *vm, char *err,
     int ret;
 
     describe(v, what, sizeof(what));
-    if (!file_volume_is_device(v)) {
-        /* locks on files of a network's filesystem are other hosts' business too */
-        snprintf(err, err_len,
-                 "%s is in a shared directory: it cannot be told when the last write of "
-                 "the former worker has landed, so no new one takes it over",
-                 what);
-        return -EOPNOTSUPP;
+    if (!file_volume_is_device(v) && flock(v->fd, LOCK_EX | LOCK_NB) < 0) {
+        ret = -errno;
+        if (ret == -EWOULDBLOCK) {
+            snprintf(err, err_len,
+                     "%s is still being written for a former worker; try again", what);
+        } else {
+            snprintf(
+                err, err_len,
+                "%s cannot be locked: %s; so it cannot be told when the last write of the "
+                "former worker has landed, and no new one takes it over: end the VM",
+                what, strerror(-ret));
+        }
+        return ret;
     }
     ret = make_label(&v->label, vm);
     ret = ret ? ret : read_block(v, block);
@@ -216,6 +224,11 @@ int file_label_keep(struct file_volume *v, const struct tier_vm *vm, char *err,
     }
     v->label.state = SUPERBLOCK_OWNED;
     ret = superblock_still_held(block, &v->label, what, err, err_len);
+    if (!ret && v->former.state != SUPERBLOCK_OWNED) {
+        snprintf(err, err_len, "%s has been given up: its pages are no longer this VM's",
+                 what);
+        ret = -ESTALE;
+    }
     v->labelled = ret == 0;
     return ret;
 }
@@ -278,16 +291,20 @@ int file_label_give(struct file_volume *v, const char *destination, uint64_t *ep
     superblock_give(&label, destination);
     *epoch = label.epoch;
     ret = read_label(v, what, &now, err, err_len);
-    if (ret || superblock_same(&now, &label)) {
-        return ret; /* the write of the call before has come through after all */
-    }
-    ret = file_label_held(v, err, err_len);
     if (ret) {
         return ret;
     }
-    ret = fdatasync(v->fd) < 0 ? -errno : write_label(v, &label);
+    if (!superblock_same(&now, &label)) { /* else the call before has done it after all */
+        ret = file_label_held(v, err, err_len);
+        if (ret) {
+            return ret;
+        }
+        ret = fdatasync(v->fd) < 0 ? -errno : write_label(v, &label);
+    }
     if (ret) {
         snprintf(err, err_len, "cannot write the label of %s: %s", what, strerror(-ret));
+    } else if (!file_volume_is_device(v)) {
+        flock(v->fd, LOCK_UN); /* the destination takes it */
     }
     return ret;
 }
@@ -328,7 +345,7 @@ int file_label_receive(struct file_volume *v, const struct tier_vm *vm, uint64_t
         if (ret) {
             v->label = now;
         }
-        if (locked) {
+        if (ret && locked) {
             flock(v->fd, LOCK_UN);
         }
     }

@@ -163,6 +163,12 @@ static int open_tiers(struct vm *vm, uint64_t ram_bytes,
             ret = 0;
         }
     }
+    /* none is changed before all are known to be there: QEMU tries again and again */
+    for (unsigned i = 1; kept && i <= vm->options->nr_tiers && !ret; i++) {
+        if (vm->tier[i].ops->adopt) {
+            ret = vm->tier[i].ops->adopt(&vm->tier[i], err, err_len);
+        }
+    }
     vm->tier[vm->options->nr_tiers].last = true;
     vm->nr_tiers = vm->options->nr_tiers + 1;
     vm->nr_waited = waited ? waited : 1;
@@ -206,11 +212,7 @@ int hierarchy_open(struct vm *vm, uint64_t ram_bytes, char *err, size_t err_len)
     return ret;
 }
 
-/*
- * Tiers are known by their places in entries: all there were must be there again, and such
- * as can be taken over.  Nothing is opened before that is known: it would be given another
- * epoch each time that QEMU tries.
- */
+/* Tiers are known by their places in entries: all there were must be there again. */
 static int check_tiers(const struct vm *vm, const struct hierarchy_kept *kept, char *err,
                        size_t err_len)
 {
@@ -231,14 +233,6 @@ static int check_tiers(const struct vm *vm, const struct hierarchy_kept *kept, c
                 "manager with the tiers of the former one, in their order",
                 vm->name, i, kept->names[i], name);
             return -EINVAL;
-        }
-        if (!tier_can_be_kept(vm->tier_configs[i].type)) {
-            snprintf(
-                err, err_len,
-                "tier %s holds pages of VM '%s', and its type cannot be taken over by a "
-                "new worker: the guest waits, end the VM",
-                name, vm->name);
-            return -EOPNOTSUPP;
         }
     }
     return 0;

@@ -112,7 +112,8 @@ static struct tier_vm tier_vm_of(const struct vm *vm)
     struct tier_vm tv = {.name = vm->name,
                          .qemu_pid = vm->qemu_pid,
                          .ram_bytes = stats_get(&vm->stats->ram_bytes),
-                         .incoming = true};
+                         .incoming = true,
+                         .late = true};
 
     memcpy(tv.uuid, vm->uuid, sizeof(tv.uuid));
     return tv;

@@ -38,6 +38,28 @@ static void bit_clear(uint64_t *map, uint64_t i)
     map[i / WORD_BITS] &= ~(1ULL << (i % WORD_BITS));
 }
 
+/*
+ * A slot is shown as taken before anybody can write to it.  Atomic, for another process reads
+ * it; no order is asked for beyond that of the lock that whoever writes to the slot takes.
+ */
+static void set_taken(struct slots *s, uint64_t i)
+{
+    if (s->shown) {
+        __atomic_fetch_or(&s->shown[i / WORD_BITS], 1ULL << (i % WORD_BITS),
+                          __ATOMIC_RELAXED);
+    }
+    bit_set(s->taken, i);
+}
+
+static void clear_taken(struct slots *s, uint64_t i)
+{
+    bit_clear(s->taken, i);
+    if (s->shown) {
+        __atomic_fetch_and(&s->shown[i / WORD_BITS], ~(1ULL << (i % WORD_BITS)),
+                           __ATOMIC_RELAXED);
+    }
+}
+
 /* First position >= @i whose bit in @map equals @value, or @end. */
 static uint64_t bit_next(const uint64_t *map, uint64_t i, uint64_t end, bool value)
 {
@@ -138,7 +160,7 @@ static uint64_t search(const struct slots *s, uint64_t from, uint64_t to, uint64
 static void take(struct slots *s, uint64_t start, uint64_t len)
 {
     for (uint64_t i = start; i < start + len; i++) {
-        bit_set(s->taken, i);
+        set_taken(s, i);
         bit_set(s->written, i);
     }
     s->used += len;
@@ -192,7 +214,7 @@ bool slots_claim(struct slots *s, uint64_t slot)
 
     pthread_mutex_lock(&s->lock);
     if (slot > 0 && slot < s->nr && !bit_test(s->taken, slot)) {
-        bit_set(s->taken, slot);
+        set_taken(s, slot);
         bit_set(s->written, slot);
         s->used++;
         ok = true;
@@ -216,7 +238,7 @@ bool slots_free(struct slots *s, uint64_t slot)
 
     pthread_mutex_lock(&s->lock);
     if (slot > 0 && slot < s->nr && bit_test(s->taken, slot)) {
-        bit_clear(s->taken, slot);
+        clear_taken(s, slot);
         s->used--;
         ok = true;
     }
@@ -230,7 +252,7 @@ bool slots_take(struct slots *s, uint64_t slot)
 
     pthread_mutex_lock(&s->lock);
     if (slot > 0 && slot < s->nr && !bit_test(s->taken, slot)) {
-        bit_set(s->taken, slot);
+        set_taken(s, slot);
         bit_set(s->written, slot);
         s->used++;
         ok = true;
@@ -286,7 +308,7 @@ uint64_t slots_take_untrimmed(struct slots *s, uint64_t min, uint64_t max,
         i = end;
     }
     for (i = 0; i < len; i++) {
-        bit_set(s->taken, *start + i);
+        set_taken(s, *start + i);
     }
     s->used += len;
     s->trim_hand = len ? *start + len : 1;
@@ -300,7 +322,7 @@ void slots_trimmed(struct slots *s, uint64_t start, uint64_t nr, bool clean)
 
     pthread_mutex_lock(&s->lock);
     for (i = start; i < start + nr; i++) {
-        bit_clear(s->taken, i);
+        clear_taken(s, i);
         if (clean) {
             bit_clear(s->written, i);
         }

@@ -15,6 +15,7 @@ struct slots {
     pthread_mutex_t lock;
     uint64_t *taken;   /* bitmap: handed out */
     uint64_t *written; /* bitmap: holds data since the last trim */
+    uint64_t *shown;   /* NULL, or a copy of taken that a later worker can read */
     uint64_t nr;       /* slots, slot 0 included */
     uint64_t used;     /* handed out, without slot 0 */
     uint64_t hand;     /* where the next search begins */
@@ -25,7 +26,10 @@ struct slots {
 int slots_init(struct slots *s, uint64_t nr);
 void slots_deinit(struct slots *s);
 
-/* Makes room for @nr slots in all; never shrinks.  0 or -ENOMEM. */
+/*
+ * Makes room for @nr slots in all; never shrinks.  0 or -ENOMEM.  s->shown, which is
+ * somebody else's, has room for them.
+ */
 int slots_grow(struct slots *s, uint64_t nr);
 
 /*
@@ -61,7 +65,8 @@ void slots_trimmed(struct slots *s, uint64_t start, uint64_t nr, bool clean);
 
 /*
  * Takes the slot that a page-state table names, when a volume is taken over.  False, and
- * nothing done, when it is taken already or not there.  slots_untake() undoes it.
+ * nothing done, when it is taken already or not there.  slots_untake() undoes it; but
+ * s->shown goes on saying that it was taken, for the volume is not taken over then.
  */
 bool slots_take(struct slots *s, uint64_t slot);
 void slots_untake(struct slots *s, uint64_t slot);

@@ -49,6 +49,8 @@ struct disk {
     uint64_t pid;
     uint64_t pid_start;
     char host[UFFDMM_NAME_MAX];
+    uint64_t vm_pid; /* 0 from those who do not know it yet */
+    uint64_t vm_pid_start;
 };
 
 /* The checksum takes the last eight bytes, so that half a block never passes. */
@@ -144,6 +146,13 @@ int superblock_self(struct superblock_owner *owner)
     return owner->pid_start ? 0 : -ESRCH;
 }
 
+void superblock_set_vm_process(struct superblock *sb, pid_t pid)
+{
+    sb->vm_pid = (uint64_t)pid;
+    sb->vm_pid_start = superblock_process_start(sb->vm_pid);
+    sb->vm_pid_start += sb->vm_pid_start == 0; /* it has ended: a time that fits none */
+}
+
 /* ---- the block ----------------------------------------------------------- */
 
 void superblock_make(void *buf, const struct superblock *sb)
@@ -156,6 +165,8 @@ void superblock_make(void *buf, const struct superblock *sb)
         .pid_ns = htole64(sb->owner.pid_ns),
         .pid = htole64(sb->owner.pid),
         .pid_start = htole64(sb->owner.pid_start),
+        .vm_pid = htole64(sb->vm_pid),
+        .vm_pid_start = htole64(sb->vm_pid_start),
     };
     uint64_t sum;
 
@@ -201,6 +212,8 @@ enum superblock_kind superblock_parse(const void *buf, struct superblock *sb)
     sb->owner.pid_ns = le64toh(d.pid_ns);
     sb->owner.pid = le64toh(d.pid);
     sb->owner.pid_start = le64toh(d.pid_start);
+    sb->vm_pid = le64toh(d.vm_pid);
+    sb->vm_pid_start = le64toh(d.vm_pid_start);
     memcpy(sb->vm_uuid, d.vm_uuid, sizeof(d.vm_uuid));
     memcpy(sb->owner.boot_id, d.boot_id, sizeof(d.boot_id));
     memcpy(sb->vm_name, d.vm_name, sizeof(d.vm_name) - 1);
@@ -258,6 +271,15 @@ static int refuse_kind(enum superblock_kind kind, const char *volume, char *err,
     }
 }
 
+static int refuse_blank(const char *volume, char *err, size_t err_len)
+{
+    snprintf(err, err_len,
+             "%s is blank: the pages that were stored in it are not there; give the "
+             "volume with the data back",
+             volume);
+    return -ENOMEDIUM;
+}
+
 /* The sentence for a volume that another holds. */
 static int refuse_owner(const struct superblock *sb, const char *volume, char *err,
                         size_t err_len)
@@ -301,6 +323,52 @@ int superblock_check(const void *buf, struct superblock *self, const char *volum
     return 0;
 }
 
+static bool same_owner(const struct superblock_owner *a, const struct superblock_owner *b)
+{
+    return a->pid == b->pid && a->pid_start == b->pid_start && a->pid_ns == b->pid_ns &&
+           memcmp(a->boot_id, b->boot_id, sizeof(a->boot_id)) == 0;
+}
+
+int superblock_inherit(const void *buf, struct superblock *self, const char *volume,
+                       char *err, size_t err_len)
+{
+    struct superblock sb = {0};
+    enum superblock_kind kind = superblock_parse(buf, &sb);
+    bool ours;
+
+    if (kind == SUPERBLOCK_BLANK) {
+        return refuse_blank(volume, err, err_len);
+    }
+    if (kind != SUPERBLOCK_VALID) {
+        return refuse_kind(kind, volume, err, err_len);
+    }
+    ours = sb.state == SUPERBLOCK_OWNED && same_vm(&sb, self) &&
+           sb.owner.pid_ns == self->owner.pid_ns &&
+           memcmp(sb.owner.boot_id, self->owner.boot_id, sizeof(sb.owner.boot_id)) == 0 &&
+           sb.vm_pid == self->vm_pid && sb.vm_pid_start == self->vm_pid_start;
+    if (!ours) {
+        snprintf(
+            err, err_len,
+            "%s is not what the pages of VM %s are in: it is that of VM %s on host %s "
+            "(process %llu, epoch %llu, state %u); give the volume with the data back",
+            volume, self->vm_name, sb.vm_name, sb.owner.host,
+            (unsigned long long)sb.owner.pid, (unsigned long long)sb.epoch, sb.state);
+        return -ESTALE;
+    }
+    self->state = SUPERBLOCK_OWNED;
+    self->epoch = sb.epoch;
+    if (same_owner(&sb.owner, &self->owner)) {
+        return 0; /* taken over, and given up before anything was stored */
+    }
+    if (!owner_gone(&sb.owner, &self->owner)) {
+        snprintf(err, err_len, "%s is held by the former worker, process %llu; try again",
+                 volume, (unsigned long long)sb.owner.pid);
+        return -EBUSY;
+    }
+    self->epoch++;
+    return 0;
+}
+
 int superblock_still_held(const void *buf, const struct superblock *self,
                           const char *volume, char *err, size_t err_len)
 {
@@ -315,11 +383,7 @@ int superblock_still_held(const void *buf, const struct superblock *self,
         return 0;
     }
     if (kind == SUPERBLOCK_BLANK) {
-        snprintf(err, err_len,
-                 "%s is blank: the pages that were stored in it are not there; give the "
-                 "volume with the data back",
-                 volume);
-        return -ENOMEDIUM;
+        return refuse_blank(volume, err, err_len);
     }
     if (kind != SUPERBLOCK_VALID) {
         return refuse_kind(kind, volume, err, err_len);
@@ -356,6 +420,7 @@ int superblock_match(const struct superblock *sb, const char *vm_name,
 void superblock_give(struct superblock *sb, const char *destination)
 {
     memset(&sb->owner, 0, sizeof(sb->owner));
+    sb->vm_pid = sb->vm_pid_start = 0;
     snprintf(sb->owner.host, sizeof(sb->owner.host), "%s", destination);
     sb->state = SUPERBLOCK_RELEASED;
     sb->epoch++;

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "uffdmm/protocol.h"
 
@@ -39,6 +40,9 @@ struct superblock {
     uint64_t epoch; /* 1 for the first owner, one more for each that follows */
     uint32_t state; /* enum superblock_state */
     struct superblock_owner owner;
+    /* process of QEMU on the owner's host whose pages are there; 0: it is the owner */
+    uint64_t vm_pid;
+    uint64_t vm_pid_start;
 };
 
 enum superblock_kind {
@@ -51,6 +55,9 @@ enum superblock_kind {
 
 /* Describes the calling process.  0 or a negative errno. */
 int superblock_self(struct superblock_owner *owner);
+
+/* Notes the process of QEMU in @sb. */
+void superblock_set_vm_process(struct superblock *sb, pid_t pid);
 
 /* Clock ticks since boot at which process @pid began, 0: no such process. */
 uint64_t superblock_process_start(uint64_t pid);
@@ -70,6 +77,15 @@ enum superblock_kind superblock_parse(const void *buf, struct superblock *sb);
  */
 int superblock_check(const void *buf, struct superblock *self, const char *volume,
                      char *err, size_t err_len);
+
+/*
+ * Is the volume whose first bytes are @buf the one that a worker of this host, which has
+ * ended, has left with the pages of the VM and the QEMU process that @self names?  0 with
+ * self->epoch and self->state set to what has to be written, or a negative errno with one
+ * sentence in @err: -EBUSY: that worker has not ended yet, others as below.
+ */
+int superblock_inherit(const void *buf, struct superblock *self, const char *volume,
+                       char *err, size_t err_len);
 
 /*
  * Is @sb the label of a volume in which another host has the pages of this VM, in that

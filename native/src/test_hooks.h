@@ -8,6 +8,7 @@
 #define UFFDMM_TEST_HOOKS_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #ifdef UFFDMM_TEST_HOOKS
 
@@ -36,6 +37,14 @@ static inline void test_hook_crash(const char *point)
     }
 }
 
+/* The number that the variable says, else @usual. */
+static inline uint64_t test_hook_number(const char *name, uint64_t usual)
+{
+    const char *text = getenv(name);
+
+    return text ? strtoull(text, NULL, 10) : usual;
+}
+
 /* Waits for as many microseconds as the variable says. */
 static inline void test_hook_delay(const char *name)
 {
@@ -57,6 +66,12 @@ static inline bool test_hook(const char *name)
 static inline void test_hook_crash(const char *point)
 {
     (void)point;
+}
+
+static inline uint64_t test_hook_number(const char *name, uint64_t usual)
+{
+    (void)name;
+    return usual;
 }
 
 static inline void test_hook_delay(const char *name)

@@ -35,13 +35,6 @@ static const struct tier_ops *ops_of(uint32_t type)
     }
 }
 
-bool tier_can_be_kept(uint32_t type)
-{
-    const struct tier_ops *ops = ops_of(type);
-
-    return ops && ops->take;
-}
-
 /* All of a tier but its volume. */
 static int tier_init(struct tier *t, unsigned index, const struct tier_config *config,
                      const struct tier_vm *vm, struct uffdmm_tier_stats *stats, char *err,

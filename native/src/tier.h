@@ -36,8 +36,9 @@ struct tier_vm {
     pid_t qemu_pid;
     uint64_t ram_bytes; /* known so far */
     bool kept;          /* the volume is there: a dead worker left it, with its pages */
-    int arena_fd;  /* kept: the arena of a tier in memory, a descriptor to be copied */
+    int arena_fd;  /* kept: the arena or journal of the tier, a descriptor to be copied */
     bool incoming; /* it is being migrated here: leave alone what another host holds */
+    bool late;     /* QEMU has got its descriptors already, and gets no more */
 };
 
 /* The volume of a VM on another host, from which pages will be taken over. */
@@ -104,10 +105,15 @@ struct tier_ops {
     int (*take_run)(struct tier *t, unsigned nr, uint64_t *slot);
 
     /*
+     * A worker takes over, and all tiers have been opened: makes the volume ours.  To open
+     * it has changed nothing.  0 or a negative errno with @err.  NULL: nothing to be done.
+     */
+    int (*adopt)(struct tier *t, char *err, size_t err_len);
+
+    /*
      * A worker takes over: an entry names @slot for this page.  False, and nothing done,
      * when that cannot be, or it is taken already.  untake() undoes it, settle() says that
-     * all entries have been seen: what they do not name is free.  A tier without take()
-     * cannot be taken over.
+     * all entries have been seen: what they do not name is free.
      */
     bool (*take)(struct tier *t, uint64_t slot, uint32_t region_id, uint64_t pfn);
     void (*untake)(struct tier *t, uint64_t slot);
@@ -192,7 +198,7 @@ struct tier {
     bool last;           /* no tier comes after it */
     bool unsettled;      /* not all who have pages here are known: nothing new; atomic */
     bool put_stores;     /* put() stores the bytes too, reads are done at once */
-    int arena_fd;        /* memfd of a tier that keeps pages in memory, else -1 */
+    int arena_fd;        /* memfd that QEMU keeps for a later worker, or -1 */
     uint64_t max_bytes;  /* what this VM may store here, by policy; atomic */
     uint64_t io_pending; /* transfers under way; atomic */
     uint64_t writes;     /* of them, writes; atomic */
@@ -218,9 +224,6 @@ extern const struct tier_ops tier_nbd_ops;
 int tier_open(struct tier *t, unsigned index, const struct tier_config *config,
               const struct tier_vm *vm, struct uffdmm_tier_stats *stats, char *err,
               size_t err_len);
-
-/* True when a new worker can take over what a dead one has in a tier of this type. */
-bool tier_can_be_kept(uint32_t type);
 
 /* The same for a volume that another host holds: the tier is TIER_READING. */
 int tier_attach(struct tier *t, unsigned index, const struct tier_config *config,

@@ -99,6 +99,14 @@ static uint64_t device_slots(const struct file_tier *f)
 
 /* ---- open, close --------------------------------------------------------- */
 
+/* Leaves the volumes as they are, for whoever opens them next or holds them. */
+static void detach_volumes(struct file_tier *f)
+{
+    while (f->nr) {
+        file_volume_detach(&f->volumes[--f->nr]);
+    }
+}
+
 static void close_volumes(struct file_tier *f, bool keep)
 {
     while (f->nr) {
@@ -152,7 +160,10 @@ static int open_file(struct tier *t, const struct tier_vm *vm, char *err, size_t
         }
     }
     if (ret) {
-        close_volumes(f, vm->kept);
+        if (vm->kept) {
+            detach_volumes(f);
+        }
+        close_volumes(f, false);
         slots_deinit(&f->slots);
         free(f);
         t->priv = NULL;
@@ -242,10 +253,8 @@ static void close_file(struct tier *t, bool keep)
 {
     struct file_tier *f = file_of(t);
 
-    if (tier_hold(t) != TIER_HELD) {
-        while (f->nr) {
-            file_volume_detach(&f->volumes[--f->nr]);
-        }
+    if (tier_hold(t) != TIER_HELD || t->unsettled) {
+        detach_volumes(f);
     } else if (!keep && any_device(f) && held(t)) {
         zero_all(t);
     }

@@ -7,19 +7,15 @@
  * thread (nbd_client.c) moves the bytes and sees to it that a lost link is only a
  * wait.
  *
- * What a link took with it may still be carried out by a server that was given
- * up, after the same write was sent again and answered.  While the slot belongs to
- * the same page that does no harm.  So slots that were written or trimmed on a
- * lost link are in doubt for DOUBT_NS: given back in that time, they are held and
- * not handed out again.
+ * Slots to which a server may still carry out an old write are kept out of use:
+ * nbd_doubt.c.  How a new worker takes over the volume of a dead one: nbd_takeover.c.
  *
  * A trim destroys data, so it is done only after a look at the superblock: a
  * volume that has got another owner is left alone, and its links are cut.
  */
-#include "tier.h"
+#include "tier_nbd_impl.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,10 +24,7 @@
 #include "clock.h"
 #include "config.h"
 #include "log.h"
-#include "nbd_client.h"
-#include "slots.h"
 #include "stats.h"
-#include "superblock.h"
 #include "tier_io.h"
 
 #define SMALLEST_BYTES (2ULL * 1024 * 1024)
@@ -40,174 +33,27 @@
 #define TRIM_MIN 64
 #define TRIM_MAX 16384
 
+/* And at most such a part of the volume. */
+#define TRIM_PART 16
+
+/* What lies behind is not used: a journal has a bit for each slot. */
+#define JOURNAL_VOLUME_MAX (64ULL << 40)
+
 /* At the end of the VM: one trim covers as much. */
 #define TRIM_LAST_BYTES (1ULL << 30)
 
 /* Slots beyond the pages of the VM, so that whole blocks can be rewritten. */
 #define SLACK_SHIFT 3
 
-/* How long a server that was given up may still have a write to carry out. */
-#define DOUBT_NS (120 * NSEC_PER_SEC)
-#define DOUBTS_MAX 256
-
-#define OPEN_NS (10 * NSEC_PER_SEC)
 #define CLOSE_NS (2 * NSEC_PER_SEC)
 #define TIDY_NS (100 * NSEC_PER_MSEC)
 
 /* Between writing a superblock and reading it back: another taker's write shows by then. */
 #define SETTLE_NS (50 * NSEC_PER_MSEC)
 
-/* Slots [start, end). */
-struct doubt {
-    uint64_t start, end, until;
-};
-
-enum tidy_state { TIDY_IDLE, TIDY_LOOKING, TIDY_TRIMMING };
-
-struct nbd_tier {
-    struct nbd_client *client;
-    struct slots slots;
-    struct superblock self;
-    char name[128];
-    uint64_t bytes; /* of the export, that are in use as slots */
-
-    pthread_mutex_t lock; /* around what follows up to the blank line */
-    uint64_t *held;       /* bitmap: given back while in doubt */
-    struct doubt doubts[DOUBTS_MAX];
-    unsigned nr_doubts; /* read without the lock, too */
-
-    /* one run at a time is being trimmed, by whoever calls tidy() */
-    enum tidy_state tidy;
-    struct nbd_op op;
-    uint64_t trim_start, trim_nr;
-    uint8_t block[SUPERBLOCK_BYTES]; /* for op */
-};
-
-/* ---- slots in doubt ------------------------------------------------------ */
-
-static bool in_doubt(const struct nbd_tier *n, uint64_t slot)
-{
-    for (unsigned i = 0; i < n->nr_doubts; i++) {
-        if (slot >= n->doubts[i].start && slot < n->doubts[i].end) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool held(const struct nbd_tier *n, uint64_t slot)
-{
-    return (n->held[slot / 64] >> (slot % 64)) & 1;
-}
-
-static bool taken(struct nbd_tier *n, uint64_t slot)
-{
-    bool is;
-
-    pthread_mutex_lock(&n->slots.lock);
-    is = slot > 0 && slot < n->slots.nr &&
-         ((n->slots.taken[slot / 64] >> (slot % 64)) & 1);
-    pthread_mutex_unlock(&n->slots.lock);
-    return is;
-}
-
-/* From the client's thread, before it sends the same bytes again. */
-static void note_doubt(void *opaque, uint64_t offset, uint64_t length)
-{
-    struct nbd_tier *n = opaque;
-    struct doubt d = {.start = offset / PAGE_SIZE_4K,
-                      .end = (offset + length) / PAGE_SIZE_4K,
-                      .until = clock_ns() + DOUBT_NS};
-    unsigned nr;
-
-    pthread_mutex_lock(&n->lock);
-    nr = n->nr_doubts;
-    if (nr == DOUBTS_MAX) {
-        /* too many to keep apart: everything is in doubt */
-        nr = 0;
-        d.start = 0;
-        d.end = UINT64_MAX;
-    }
-    n->doubts[nr] = d;
-    __atomic_store_n(&n->nr_doubts, nr + 1, __ATOMIC_RELEASE);
-    pthread_mutex_unlock(&n->lock);
-}
-
-/* Hands out again what has been held for long enough. */
-static void settle_doubts(struct nbd_tier *n, bool away)
-{
-    uint64_t now = clock_ns();
-
-    if (!__atomic_load_n(&n->nr_doubts, __ATOMIC_ACQUIRE)) {
-        return;
-    }
-    pthread_mutex_lock(&n->lock);
-    for (unsigned i = 0; i < n->nr_doubts;) {
-        struct doubt d = n->doubts[i];
-
-        if (away) {
-            /* the time counts from its return on: it may be frozen with all it had */
-            n->doubts[i].until = now + DOUBT_NS;
-        }
-        if (away || d.until > now) {
-            i++;
-            continue;
-        }
-        n->doubts[i] = n->doubts[n->nr_doubts - 1];
-        __atomic_store_n(&n->nr_doubts, n->nr_doubts - 1, __ATOMIC_RELEASE);
-        for (uint64_t slot = d.start; slot < d.end && slot < n->slots.nr; slot++) {
-            if (held(n, slot) && !in_doubt(n, slot)) {
-                n->held[slot / 64] &= ~(1ULL << (slot % 64));
-                slots_free(&n->slots, slot);
-            }
-        }
-    }
-    pthread_mutex_unlock(&n->lock);
-}
-
-static bool nbd_free(struct tier *t, uint64_t slot)
-{
-    struct nbd_tier *n = t->priv;
-    bool ok;
-
-    if (!__atomic_load_n(&n->nr_doubts, __ATOMIC_ACQUIRE)) {
-        return slots_free(&n->slots, slot);
-    }
-    pthread_mutex_lock(&n->lock);
-    if (!taken(n, slot) || held(n, slot)) {
-        ok = false;
-    } else if (in_doubt(n, slot)) {
-        n->held[slot / 64] |= 1ULL << (slot % 64);
-        ok = true;
-    } else {
-        ok = slots_free(&n->slots, slot);
-    }
-    pthread_mutex_unlock(&n->lock);
-    return ok;
-}
-
-/* A run that was taken for a trim goes back, but for what is in doubt. */
-static void end_trim(struct nbd_tier *n, bool clean)
-{
-    n->tidy = TIDY_IDLE;
-    if (!__atomic_load_n(&n->nr_doubts, __ATOMIC_ACQUIRE)) {
-        slots_trimmed(&n->slots, n->trim_start, n->trim_nr, clean);
-        return;
-    }
-    pthread_mutex_lock(&n->lock);
-    for (uint64_t i = n->trim_start; i < n->trim_start + n->trim_nr; i++) {
-        if (in_doubt(n, i)) {
-            n->held[i / 64] |= 1ULL << (i % 64);
-        } else {
-            slots_trimmed(&n->slots, i, 1, clean);
-        }
-    }
-    pthread_mutex_unlock(&n->lock);
-}
-
 /* ---- the superblock ------------------------------------------------------ */
 
-static int read_block(struct nbd_tier *n, uint64_t timeout_ns, char *err, size_t err_len)
+int nbd_read_block(struct nbd_tier *n, uint64_t timeout_ns, char *err, size_t err_len)
 {
     int ret;
 
@@ -221,8 +67,7 @@ static int read_block(struct nbd_tier *n, uint64_t timeout_ns, char *err, size_t
     return ret;
 }
 
-/* Writes n->self, durably as far as the server knows what that is. */
-static int write_block(struct nbd_tier *n, uint64_t timeout_ns, char *err, size_t err_len)
+int nbd_write_block(struct nbd_tier *n, uint64_t timeout_ns, char *err, size_t err_len)
 {
     struct nbd_export e;
     int ret;
@@ -243,13 +88,27 @@ static int write_block(struct nbd_tier *n, uint64_t timeout_ns, char *err, size_
     return ret;
 }
 
+int nbd_set_block(struct nbd_tier *n, char *err, size_t err_len)
+{
+    struct timespec settle = {.tv_nsec = SETTLE_NS};
+    int ret = nbd_write_block(n, NBD_OPEN_NS, err, err_len);
+
+    if (!ret) {
+        nanosleep(&settle, NULL);
+        ret = nbd_read_block(n, NBD_OPEN_NS, err, err_len);
+    }
+    if (!ret) {
+        ret = superblock_still_held(n->block, &n->self, n->name, err, err_len);
+    }
+    return ret;
+}
+
 /* Makes the volume ours. */
 static int take_volume(struct nbd_tier *n, const struct tier_vm *vm, char *err,
                        size_t err_len)
 {
-    struct timespec settle = {.tv_nsec = SETTLE_NS};
     struct superblock former = {0};
-    int ret = read_block(n, OPEN_NS, err, err_len);
+    int ret = nbd_read_block(n, NBD_OPEN_NS, err, err_len);
 
     if (!ret) {
         ret = superblock_check(n->block, &n->self, n->name, err, err_len);
@@ -260,17 +119,7 @@ static int take_volume(struct nbd_tier *n, const struct tier_vm *vm, char *err,
         snprintf(err, err_len, "%s was released by host %s", n->name, former.owner.host);
         ret = -EBUSY;
     }
-    if (!ret) {
-        ret = write_block(n, OPEN_NS, err, err_len);
-    }
-    if (!ret) {
-        nanosleep(&settle, NULL);
-        ret = read_block(n, OPEN_NS, err, err_len);
-    }
-    if (!ret) {
-        ret = superblock_still_held(n->block, &n->self, n->name, err, err_len);
-    }
-    return ret;
+    return ret ? ret : nbd_set_block(n, err, err_len);
 }
 
 /* Trims all slots; what does not fit into the time stays as it is. */
@@ -310,7 +159,7 @@ static void leave_volume(struct tier *t, bool keep)
         n->tidy = TIDY_IDLE;
     }
     if (stats_get(&t->stats->state) != UFFDMM_TIER_AWAY) {
-        ret = read_block(n, CLOSE_NS, err, sizeof(err));
+        ret = nbd_read_block(n, CLOSE_NS, err, sizeof(err));
         if (!ret) {
             ret = superblock_still_held(n->block, &n->self, n->name, err, sizeof(err));
         }
@@ -320,7 +169,7 @@ static void leave_volume(struct tier *t, bool keep)
         }
         if (!ret) {
             n->self.state = keep ? SUPERBLOCK_RELEASED : SUPERBLOCK_FREE;
-            ret = write_block(n, CLOSE_NS, err, sizeof(err));
+            ret = nbd_write_block(n, CLOSE_NS, err, sizeof(err));
         }
     }
     if (ret) {
@@ -336,8 +185,10 @@ static void destroy(struct nbd_tier *n)
         nbd_client_stop(n->client);
     }
     slots_deinit(&n->slots);
+    journal_close(&n->journal);
     pthread_mutex_destroy(&n->lock);
     free(n->held);
+    free(n->suspects);
     free(n);
 }
 
@@ -352,7 +203,7 @@ static int nbd_new(struct tier *t, const struct tier_vm *vm, const char *vm_name
         .uri = uri,
         .connections = t->config->connections,
         .min_bytes = SMALLEST_BYTES,
-        .in_doubt = note_doubt,
+        .in_doubt = nbd_note_doubt,
         .opaque = n,
     };
     int ret;
@@ -362,6 +213,7 @@ static int nbd_new(struct tier *t, const struct tier_vm *vm, const char *vm_name
         return -ENOMEM;
     }
     pthread_mutex_init(&n->lock, NULL);
+    journal_none(&n->journal);
     slots_init(&n->slots, 0);
     ret = nbd_uri_expand(t->config->uri, vm_name, uri, sizeof(uri));
     if (ret) {
@@ -388,12 +240,12 @@ static int nbd_new(struct tier *t, const struct tier_vm *vm, const char *vm_name
     }
     memcpy(n->self.vm_uuid, vm->uuid, sizeof(n->self.vm_uuid));
     snprintf(n->self.vm_name, sizeof(n->self.vm_name), "%s", vm->name);
+    superblock_set_vm_process(&n->self, vm->qemu_pid);
     *out = n;
     return 0;
 }
 
-/* Its superblock is n->self: from now on every link has to find that. */
-static void nbd_ready(struct tier *t, struct nbd_tier *n)
+void nbd_ready(struct tier *t, struct nbd_tier *n)
 {
     struct nbd_export e;
 
@@ -406,6 +258,25 @@ static void nbd_ready(struct tier *t, struct nbd_tier *n)
              e.multi_conn ? "" : ", one connection only", e.can_trim ? "" : ", no trim");
 }
 
+/* What a later worker needs to know besides the tables, of as many slots as there may be. */
+static int start_journal(struct tier *t, struct nbd_tier *n, char *err, size_t err_len)
+{
+    struct nbd_export e;
+    uint64_t bytes;
+    int ret;
+
+    nbd_client_export(n->client, &e);
+    bytes = e.bytes < JOURNAL_VOLUME_MAX ? e.bytes : JOURNAL_VOLUME_MAX;
+    ret = journal_create(&n->journal, bytes / PAGE_SIZE_4K);
+    if (ret) {
+        snprintf(err, err_len, "cannot make the journal of %s: %s", n->name,
+                 strerror(-ret));
+    }
+    n->slots.shown = n->journal.taken;
+    t->arena_fd = n->journal.fd;
+    return ret;
+}
+
 static int nbd_open(struct tier *t, const struct tier_vm *vm, char *err, size_t err_len)
 {
     struct nbd_tier *n = NULL;
@@ -414,12 +285,22 @@ static int nbd_open(struct tier *t, const struct tier_vm *vm, char *err, size_t 
     if (ret) {
         return ret;
     }
-    ret = take_volume(n, vm, err, err_len);
+    if (vm->kept) {
+        ret = nbd_keep(t, n, vm, err, err_len);
+    } else {
+        /* one that is opened late cannot be handed to QEMU any more */
+        ret = vm->late ? 0 : start_journal(t, n, err, err_len);
+        ret = ret ? ret : take_volume(n, vm, err, err_len);
+    }
     if (ret) {
+        t->arena_fd = -1;
         destroy(n);
         return ret;
     }
-    nbd_ready(t, n);
+    t->priv = n;
+    if (!vm->kept) {
+        nbd_ready(t, n);
+    }
     return 0;
 }
 
@@ -428,25 +309,60 @@ static void nbd_close_tier(struct tier *t, bool keep)
     struct nbd_tier *n = t->priv;
 
     nbd_client_cancel(n->client);
-    if (tier_hold(t) == TIER_HELD) {
+    /* not all who have pages there are known: whoever tries next finds it as it was */
+    if (tier_hold(t) == TIER_HELD && !t->unsettled) {
         leave_volume(t, keep);
     }
     destroy(n);
     t->priv = NULL;
+    t->arena_fd = -1;
+}
+
+int nbd_grow(struct tier *t, uint64_t bytes, char *err, size_t err_len)
+{
+    struct nbd_tier *n = t->priv;
+    uint64_t *map = NULL;
+    size_t words = (size_t)((bytes / PAGE_SIZE_4K + 63) / 64);
+    int ret = 0;
+
+    if (bytes <= n->bytes) {
+        return 0;
+    }
+    map = calloc(words, sizeof(*map));
+    pthread_mutex_lock(&n->lock);
+    if (map) {
+        ret = slots_grow(&n->slots, bytes / PAGE_SIZE_4K);
+    }
+    if (!map || ret) {
+        pthread_mutex_unlock(&n->lock);
+        free(map);
+        snprintf(err, err_len, "no memory for the slot map of a volume of %llu MiB",
+                 (unsigned long long)(bytes >> 20));
+        return -ENOMEM;
+    }
+    if (n->held) {
+        memcpy(map, n->held,
+               (size_t)((n->bytes / PAGE_SIZE_4K + 63) / 64) * sizeof(*map));
+        free(n->held);
+    }
+    n->held = map;
+    n->bytes = bytes;
+    journal_set_slots(&n->journal, bytes / PAGE_SIZE_4K);
+    pthread_mutex_unlock(&n->lock);
+    nbd_client_need(n->client, bytes);
+    stats_set(&t->stats->capacity_bytes, bytes - PAGE_SIZE_4K);
+    return 0;
 }
 
 /*
  * Nothing can be reserved on an export: its size is what there is, and when that is
  * less than the VM may need the statistics say so and the tier gets full earlier.
  */
-static int nbd_reserve(struct tier *t, uint64_t bytes, char *err, size_t err_len)
+int nbd_reserve(struct tier *t, uint64_t bytes, char *err, size_t err_len)
 {
     struct nbd_tier *n = t->priv;
     uint64_t want = bytes + (bytes >> SLACK_SHIFT) + 64 * (uint64_t)PAGE_SIZE_4K;
     struct nbd_export e;
-    uint64_t *map = NULL;
-    size_t words;
-    int ret = 0;
 
     nbd_client_export(n->client, &e);
     if (t->config->capacity && want > t->config->capacity) {
@@ -456,34 +372,10 @@ static int nbd_reserve(struct tier *t, uint64_t bytes, char *err, size_t err_len
     if (want > e.bytes) {
         want = e.bytes;
     }
-    want &= ~(uint64_t)(PAGE_SIZE_4K - 1);
-    if (want <= n->bytes) {
-        return 0;
+    if (n->journal.taken && want > n->journal.nr_slots * PAGE_SIZE_4K) {
+        want = n->journal.nr_slots * PAGE_SIZE_4K;
     }
-    words = (size_t)((want / PAGE_SIZE_4K + 63) / 64);
-    map = calloc(words, sizeof(*map));
-    pthread_mutex_lock(&n->lock);
-    if (map) {
-        ret = slots_grow(&n->slots, want / PAGE_SIZE_4K);
-    }
-    if (!map || ret) {
-        pthread_mutex_unlock(&n->lock);
-        free(map);
-        snprintf(err, err_len, "no memory for the slot map of a volume of %llu MiB",
-                 (unsigned long long)(want >> 20));
-        return -ENOMEM;
-    }
-    if (n->held) {
-        memcpy(map, n->held,
-               (size_t)((n->bytes / PAGE_SIZE_4K + 63) / 64) * sizeof(*map));
-        free(n->held);
-    }
-    n->held = map;
-    n->bytes = want;
-    pthread_mutex_unlock(&n->lock);
-    nbd_client_need(n->client, want);
-    stats_set(&t->stats->capacity_bytes, want - PAGE_SIZE_4K);
-    return 0;
+    return nbd_grow(t, want & ~(uint64_t)(PAGE_SIZE_4K - 1), err, err_len);
 }
 
 /* Slots of a batch in ascending order; runs mostly are already. */
@@ -578,16 +470,16 @@ static bool tidy_step(struct tier *t, uint64_t *freed)
             stats_add(&t->stats->trim_bytes, *freed);
         }
         /* a server that refuses to trim this is not asked again */
-        end_trim(n, true);
+        nbd_end_trim(n, true);
         return true;
     }
     if (n->op.result) {
-        end_trim(n, false);
+        nbd_end_trim(n, false);
         return true;
     }
     if (superblock_still_held(n->block, &n->self, n->name, err, sizeof(err))) {
         tier_error(t, "%s", err);
-        end_trim(n, false);
+        nbd_end_trim(n, false);
         nbd_client_fence(n->client);
         return true;
     }
@@ -604,15 +496,21 @@ static uint64_t nbd_tidy(struct tier *t)
     struct nbd_tier *n = t->priv;
     bool away = stats_get(&t->stats->state) == UFFDMM_TIER_AWAY;
     struct nbd_export e;
-    uint64_t freed = 0;
+    uint64_t freed = 0, most;
 
-    settle_doubts(n, away);
+    if (__atomic_load_n(&t->unsettled, __ATOMIC_ACQUIRE)) {
+        return 0;
+    }
+    nbd_settle_doubts(n, away);
     if (n->tidy == TIDY_IDLE) {
         nbd_client_export(n->client, &e);
         if (away || !e.can_trim) {
             return 0;
         }
-        n->trim_nr = slots_take_untrimmed(&n->slots, TRIM_MIN, TRIM_MAX, &n->trim_start);
+        /* should this worker die, its successor cannot use for a while what is trimmed */
+        most = n->slots.nr / TRIM_PART;
+        most = most < TRIM_MIN ? TRIM_MIN : most > TRIM_MAX ? TRIM_MAX : most;
+        n->trim_nr = slots_take_untrimmed(&n->slots, TRIM_MIN, most, &n->trim_start);
         if (!n->trim_nr) {
             return 0;
         }
@@ -662,7 +560,7 @@ static int nbd_attach(struct tier *t, const struct tier_vm *vm,
     if (ret) {
         return ret;
     }
-    ret = read_block(n, OPEN_NS, err, err_len);
+    ret = nbd_read_block(n, NBD_OPEN_NS, err, err_len);
     if (!ret && superblock_parse(n->block, &n->self) != SUPERBLOCK_VALID) {
         snprintf(err, err_len, "%s holds no volume: do both hosts reach the same export?",
                  n->name);
@@ -702,20 +600,20 @@ static int nbd_release(struct tier *t, const char *destination, uint64_t *epoch,
 
     if (n->tidy != TIDY_IDLE) {
         ret = nbd_client_finish(n->client, &n->op, CLOSE_NS);
-        end_trim(n, ret == 0 && n->tidy == TIDY_TRIMMING);
+        nbd_end_trim(n, ret == 0 && n->tidy == TIDY_TRIMMING);
     }
-    settle_doubts(n, stats_get(&t->stats->state) == UFFDMM_TIER_AWAY);
-    if (__atomic_load_n(&n->nr_doubts, __ATOMIC_ACQUIRE)) {
+    nbd_settle_doubts(n, stats_get(&t->stats->state) == UFFDMM_TIER_AWAY);
+    if (nbd_any_doubt(n)) {
         snprintf(
             err, err_len,
-            "%s: writes that a lost link took with it may still come; try again in %u "
-            "seconds",
-            n->name, (unsigned)(DOUBT_NS / NSEC_PER_SEC));
+            "%s: writes that a lost link or worker took with it may still come; try again "
+            "in %u seconds",
+            n->name, nbd_doubt_seconds());
         return -EAGAIN;
     }
     superblock_give(&given, destination);
     *epoch = given.epoch;
-    ret = read_block(n, OPEN_NS, err, err_len);
+    ret = nbd_read_block(n, NBD_OPEN_NS, err, err_len);
     if (ret || (superblock_parse(n->block, &now) == SUPERBLOCK_VALID &&
                 superblock_same(&now, &given))) {
         return ret;
@@ -724,14 +622,14 @@ static int nbd_release(struct tier *t, const char *destination, uint64_t *epoch,
     nbd_client_export(n->client, &e);
     if (!ret && e.can_flush) {
         n->op = (struct nbd_op){.kind = NBD_FLUSH};
-        ret = nbd_client_run(n->client, &n->op, OPEN_NS);
+        ret = nbd_client_run(n->client, &n->op, NBD_OPEN_NS);
         if (ret) {
             snprintf(err, err_len, "cannot flush %s: %s", n->name, strerror(-ret));
         }
     }
     if (!ret) {
         n->self = given;
-        ret = write_block(n, OPEN_NS, err, err_len);
+        ret = nbd_write_block(n, NBD_OPEN_NS, err, err_len);
         n->self = mine;
     }
     return ret;
@@ -740,9 +638,8 @@ static int nbd_release(struct tier *t, const char *destination, uint64_t *epoch,
 static int nbd_take(struct tier *t, uint64_t epoch, char *err, size_t err_len)
 {
     struct nbd_tier *n = t->priv;
-    struct timespec settle = {.tv_nsec = SETTLE_NS};
     struct superblock before = n->self, now = {0}, self = {0};
-    int ret = read_block(n, OPEN_NS, err, err_len);
+    int ret = nbd_read_block(n, NBD_OPEN_NS, err, err_len);
 
     if (!ret && superblock_parse(n->block, &now) != SUPERBLOCK_VALID) {
         snprintf(err, err_len, "%s has no superblock any more", n->name);
@@ -754,6 +651,7 @@ static int nbd_take(struct tier *t, uint64_t epoch, char *err, size_t err_len)
     }
     memcpy(self.vm_uuid, t->vm.uuid, sizeof(self.vm_uuid));
     snprintf(self.vm_name, sizeof(self.vm_name), "%s", t->vm.name);
+    superblock_set_vm_process(&self, t->vm.qemu_pid);
     self.epoch = epoch;
     self.state = SUPERBLOCK_OWNED;
     if (!ret && !superblock_same(&now, &self)) { /* else: it was taken a moment ago */
@@ -763,14 +661,7 @@ static int nbd_take(struct tier *t, uint64_t epoch, char *err, size_t err_len)
         return ret;
     }
     n->self = self;
-    ret = write_block(n, OPEN_NS, err, err_len);
-    if (!ret) {
-        nanosleep(&settle, NULL);
-        ret = read_block(n, OPEN_NS, err, err_len);
-    }
-    if (!ret) {
-        ret = superblock_still_held(n->block, &n->self, n->name, err, err_len);
-    }
+    ret = nbd_set_block(n, err, err_len);
     if (ret) {
         n->self = before;
         return ret;
@@ -786,6 +677,11 @@ const struct tier_ops tier_nbd_ops = {
     .reserve = nbd_reserve,
     .put = nbd_put,
     .take_run = nbd_take_run,
+    .adopt = nbd_adopt,
+    .take = nbd_take_slot,
+    .untake = nbd_untake_slot,
+    .settle = nbd_settle,
+    .identity = nbd_identity,
     .free = nbd_free,
     .valid = nbd_valid,
     .extent = nbd_extent,

@@ -108,8 +108,8 @@ static int on_create(struct worker *w, struct conn *c)
     if (nr_fds + req->nr_shards > UFFDMM_FDS_MAX) {
         snprintf(
             err, sizeof(err),
-            "%u shards and %u pools are more descriptors than a message carries (%d): use "
-            "fewer of either",
+            "%u shards and %u tiers of type pool or nbd are more descriptors than a message "
+            "carries (%d): use fewer of either",
             req->nr_shards, nr_fds - 3, UFFDMM_FDS_MAX);
         return refuse(c, -EINVAL, err);
     }

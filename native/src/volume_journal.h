@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Which slots of a volume a worker has taken, where its successor can read it: a memfd that
+ * QEMU keeps open with the arenas.
+ *
+ * Theory of operation.  A server may carry out a write of a worker that has died, and nobody
+ * can ask it whether it has.  A slot is taken before anything is sent for it, and given
+ * back after the answer has come.  So what was taken when the worker died and is named by
+ * no entry is what a late write can go to: all else is as the tables say.
+ *
+ * QEMU can write to the memfd, so it is input: it is read once, by the worker that takes
+ * over, and whoever forges it harms the pages of that VM alone.
+ */
+#ifndef UFFDMM_VOLUME_JOURNAL_H
+#define UFFDMM_VOLUME_JOURNAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct journal_header;
+
+struct volume_journal {
+    int fd; /* -1: there is none */
+    struct journal_header *header;
+    uint64_t *taken;   /* bitmap, for struct slots to keep up to date; NULL: none */
+    uint64_t nr_slots; /* that it has bits for */
+    size_t bytes;
+};
+
+/* A new one for @nr_slots.  0 or a negative errno. */
+int journal_create(struct volume_journal *j, uint64_t nr_slots);
+
+/* That of a dead worker.  @fd is copied.  0, -EUCLEAN when it is none, or another errno. */
+int journal_open(struct volume_journal *j, int fd);
+
+/* There is none. */
+void journal_none(struct volume_journal *j);
+void journal_close(struct volume_journal *j);
+
+/* Slots in use, as last set. */
+uint64_t journal_slots(const struct volume_journal *j);
+void journal_set_slots(struct volume_journal *j, uint64_t nr_slots);
+
+/* True: a late write may also go to a slot that is not taken, or to one that is named. */
+bool journal_doubtful(const struct volume_journal *j);
+void journal_set_doubtful(struct volume_journal *j, bool doubtful);
+
+#endif
