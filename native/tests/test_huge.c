@@ -7,6 +7,7 @@
 #include "unit.h"
 
 #include "hier.h"
+#include "kill_loop.h"
 #include "uffd_fixture.h"
 
 #include <fcntl.h>
@@ -528,6 +529,22 @@ static void hammered_pages_lose_updates_without_write_protection(void **state)
     assert_true(lost > 0);
 }
 
+/* ---- recovery ----------------------------------------------------------------- */
+
+static void killed_workers_lose_nothing_of_huge_pages(void **state)
+{
+    enum { KILLS = 6 };
+    struct hier_options o = plain;
+    struct hier h;
+    (void)state;
+
+    need_huge_pages();
+    o.resilient = true;
+    hier_start(&h, &o);
+    kill_loop(&h, LOAD_RANDOM, KILLS);
+    hier_stop(&h);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -546,6 +563,7 @@ int main(void)
         cmocka_unit_test(limit_of_a_few_pages_is_refused),
         cmocka_unit_test(sizes_that_are_not_whole_pages_are_refused),
         cmocka_unit_test(regions_of_both_sizes_share_a_limit),
+        cmocka_unit_test(killed_workers_lose_nothing_of_huge_pages),
         cmocka_unit_test(hammered_pages_lose_no_update),
         cmocka_unit_test(hammered_pages_lose_updates_without_write_protection),
     };

@@ -8,6 +8,7 @@
 #include "unit.h"
 
 #include "hier.h"
+#include "kill_loop.h"
 #include "uffd_fixture.h"
 
 #include <fcntl.h>
@@ -17,16 +18,9 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { RAM_MIB = 48, BACK_MS = 15000, EVERYDAY_KILLS = 12, CRASHES = 2 };
+enum { RAM_MIB = 48, BACK_MS = KILL_BACK_MS, EVERYDAY_KILLS = 12, CRASHES = 2 };
 
-static uint64_t seed_now = 1;
 static unsigned kills_now = EVERYDAY_KILLS;
-
-static uint64_t next_random(void)
-{
-    seed_now = seed_now * 6364136223846793005ULL + 1442695040888963407ULL;
-    return seed_now >> 33;
-}
 
 #define FILE_TIER "disk=file,path={store}"
 #define POOL_TIER "ram=pool,capacity=12M"
@@ -43,71 +37,13 @@ static struct hier_options options_of(const char *first, const char *second)
     };
 }
 
-/* Process of the worker; waits for one that is not @other and serves. */
-static pid_t worker_of(struct hier *r, pid_t other)
-{
-    int64_t deadline = monotonic_ms() + BACK_MS;
-    struct uffdmm_stats st;
-
-    for (;;) {
-        if (control_stats(r->manager.socket, "vm", &st) == 0 && st.nr_regions &&
-            (pid_t)st.worker_pid != other) {
-            return (pid_t)st.worker_pid;
-        }
-        if (monotonic_ms() > deadline) {
-            manager_print_log(&r->manager);
-            fail_msg("no worker has taken over");
-        }
-        sleep_ms(1);
-    }
-}
-
-/* Kills workers at random moments while the guest does @pattern. */
-static void kill_loop(struct hier *r, enum load_pattern pattern, unsigned kills)
-{
-    uint64_t took = 0;
-    pid_t worker = 0;
-
-    hier_do(r, HIER_FILL, 0, 0);
-    for (unsigned i = 0; i < kills; i++) {
-        uint64_t before;
-
-        worker = worker_of(r, worker);
-        if (i % 8 == 0) {
-            /* the guest pauses now and then, and all of it is looked at */
-            hier_do(r, HIER_VERIFY, 0, 0);
-        }
-        hier_begin(r, HIER_RUN, (uint64_t)pattern, 150);
-        usleep((useconds_t)(next_random() % 120000));
-        before = atomic_load(&r->vmm.report->steps);
-        assert_return_code(kill(worker, SIGKILL), 0);
-        /* now and then the next one does not get far either */
-        if (next_random() % 4 == 0) {
-            worker = worker_of(r, worker);
-            assert_return_code(kill(worker, SIGKILL), 0);
-        }
-        hier_await(r, HIER_END_MS);
-        assert_true(atomic_load(&r->vmm.report->steps) > before);
-    }
-    worker_of(r, worker);
-    hier_do(r, HIER_VERIFY, 0, 0);
-    hier_expect_sound(r);
-    struct peer_stats s = hier_stats(r);
-    took = s.vm.recovery_ns;
-    assert_true(s.vm.recoveries >= kills);
-    assert_int_equal(s.vm.quarantined, 0);
-    print_message("%llu recoveries, the last took %.2f ms, %.1f ms per GiB\n",
-                  (unsigned long long)s.vm.recoveries, (double)took / 1e6,
-                  (double)took / 1e6 * 1024 / RAM_MIB);
-}
-
 static void run(const char *first, const char *second, enum load_pattern pattern)
 {
     struct hier_options o = options_of(first, second);
     struct hier r;
 
     hier_start(&r, &o);
-    kill_loop(&r, pattern, kills_now);
+    kill_loop(&r, (unsigned)pattern, kills_now);
     hier_stop(&r);
 }
 
@@ -150,9 +86,9 @@ static void guest_sleeps_on_when_nobody_is_woken(void **state)
     unsetenv("UFFDMM_TEST_RECOVER_NO_WAKE");
     hier_do(&r, HIER_FILL, 0, 0);
     for (unsigned i = 0; !stuck && i < 20; i++) {
-        worker = worker_of(&r, worker);
+        worker = kill_worker_of(&r, worker);
         hier_begin(&r, HIER_RUN, LOAD_RANDOM, 150);
-        usleep((useconds_t)(next_random() % 100000));
+        usleep((useconds_t)(kill_random() % 100000));
         kill(worker, SIGKILL);
         int64_t deadline = monotonic_ms() + 3000;
         while (!hier_done(&r) && monotonic_ms() < deadline) {
@@ -178,7 +114,7 @@ static void new_manager_takes_over_from_a_dead_one(void **state)
     snprintf(file, sizeof(file), "disk=file,path=%s", r.manager.store);
     hier_do(&r, HIER_FILL, 0, 0);
     hier_set_limit(&r, 12 * HIER_MIB);
-    pid_t worker = worker_of(&r, 0);
+    pid_t worker = kill_worker_of(&r, 0);
     manager_kill(&r.manager);
     kill(worker, SIGKILL);
     assert_true(process_gone(worker, 5000));
@@ -204,7 +140,7 @@ static void manager_with_other_tiers_is_refused(void **state)
     hier_start(&r, &o);
     snprintf(file, sizeof(file), "disk=file,path=%s", r.manager.store);
     hier_do(&r, HIER_FILL, 0, 0);
-    pid_t worker = worker_of(&r, 0);
+    pid_t worker = kill_worker_of(&r, 0);
     manager_kill(&r.manager);
     kill(worker, SIGKILL);
     assert_true(process_gone(worker, 5000));
@@ -242,7 +178,7 @@ static void dies_at(void **state)
         hier_set_demote_after(&r, 400); /* stays in force from worker to worker */
     }
     for (unsigned i = 0; i < CRASHES; i++) {
-        pid_t worker = worker_of(&r, 0);
+        pid_t worker = kill_worker_of(&r, 0);
         int64_t deadline = monotonic_ms() + BACK_MS;
 
         close(open(file, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
@@ -256,7 +192,7 @@ static void dies_at(void **state)
             hier_do(&r, HIER_RUN, LOAD_RANDOM, 100);
         }
         assert_int_not_equal(access(file, F_OK), 0); /* it has died there */
-        worker_of(&r, worker);
+        kill_worker_of(&r, worker);
     }
     hier_do(&r, HIER_VERIFY, 0, 0);
     hier_expect_sound(&r);
@@ -299,7 +235,7 @@ int main(int argc, char **argv)
         const struct CMUnitTest loop[] = {tests[0], tests[1], tests[2], tests[3]};
 
         kills_now = ((unsigned)strtoul(argv[1], NULL, 10) + 3) / 4;
-        seed_now = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+        kill_seed(argc > 2 ? strtoull(argv[2], NULL, 10) : 1);
         return cmocka_run_group_tests_name("recovery", loop, end_process_when_hung, NULL);
     }
     return cmocka_run_group_tests_name("recovery", tests, end_process_when_hung, NULL);
