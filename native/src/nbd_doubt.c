@@ -16,7 +16,7 @@
  * - A worker has died.  What it had taken and no entry names may have been under way: those
  *   slots are held from the start (nbd_takeover.c).  Named slots are not in doubt, since a
  *   slot is named as a page's only place when its write has been answered; unless the dead
- *   worker had doubts of the first sort, which it has written down.
+ *   worker had doubts of the first sort, which are in the journal too, and remain doubts.
  */
 #include "tier_nbd_impl.h"
 
@@ -77,12 +77,6 @@ static bool taken(struct nbd_tier *n, uint64_t slot)
     return is;
 }
 
-/* For a worker that comes after this one. */
-static void write_down(struct nbd_tier *n)
-{
-    journal_set_doubtful(&n->journal, n->nr_doubts || (n->suspects && n->all_suspect));
-}
-
 /* From the client's thread, before it sends the same bytes again. */
 void nbd_note_doubt(void *opaque, uint64_t offset, uint64_t length)
 {
@@ -102,18 +96,22 @@ void nbd_note_doubt(void *opaque, uint64_t offset, uint64_t length)
     }
     n->doubts[nr] = d;
     __atomic_store_n(&n->nr_doubts, nr + 1, __ATOMIC_RELEASE);
-    write_down(n);
+    journal_doubt(&n->journal, d.start, d.end);
     pthread_mutex_unlock(&n->lock);
 }
 
-/* Gives back what is held among [@start, @end) and in doubt no more. */
+/* Of [@start, @end), gives back what is held and in doubt no more. */
 static void release(struct nbd_tier *n, uint64_t start, uint64_t end)
 {
     for (uint64_t slot = start; slot < end && slot < n->slots.nr; slot++) {
-        if (bit(n->held, slot) && !in_doubt(n, slot)) {
+        if (in_doubt(n, slot)) {
+            continue;
+        }
+        if (bit(n->held, slot)) {
             n->held[slot / 64] &= ~(1ULL << (slot % 64));
             slots_free(&n->slots, slot);
         }
+        journal_trust(&n->journal, slot);
     }
 }
 
@@ -131,7 +129,7 @@ static void settle_suspects(struct nbd_tier *n, bool away)
         __atomic_store_n(&n->suspects, NULL, __ATOMIC_RELEASE);
         n->all_suspect = false;
         free(suspects);
-        release(n, 1, UINT64_MAX);
+        release(n, 0, UINT64_MAX);
     }
 }
 
@@ -159,7 +157,6 @@ void nbd_settle_doubts(struct nbd_tier *n, bool away)
         __atomic_store_n(&n->nr_doubts, n->nr_doubts - 1, __ATOMIC_RELEASE);
         release(n, d.start, d.end);
     }
-    write_down(n);
     pthread_mutex_unlock(&n->lock);
 }
 
@@ -216,11 +213,10 @@ int nbd_suspect(struct nbd_tier *n)
         return -ENOMEM;
     }
     n->suspects_nr = n->slots.nr;
-    n->all_suspect = journal_doubtful(&n->journal);
-    for (uint64_t slot = 1; !n->all_suspect && slot < n->suspects_nr; slot++) {
-        uint64_t word = __atomic_load_n(&n->journal.taken[slot / 64], __ATOMIC_RELAXED);
-
-        suspects[slot / 64] |= word & (1ULL << (slot % 64));
+    n->all_suspect = !n->journal.taken;
+    for (uint64_t word = 0; !n->all_suspect && word < (n->suspects_nr + 63) / 64; word++) {
+        suspects[word] = __atomic_load_n(&n->journal.taken[word], __ATOMIC_RELAXED) |
+                         __atomic_load_n(&n->journal.doubted[word], __ATOMIC_RELAXED);
     }
     __atomic_store_n(&n->suspects, suspects, __ATOMIC_RELEASE);
     return 0;
@@ -241,12 +237,12 @@ void nbd_hold_suspects(struct tier *t)
         if (slots_take(&n->slots, slot)) {
             n->held[slot / 64] |= mask;
             nr++;
-        } else if (!n->all_suspect && !bit(n->held, slot)) {
+        } else if (!n->all_suspect && !bit(n->held, slot) &&
+                   !bit(n->journal.doubted, slot)) {
             n->suspects[slot / 64] &= ~mask; /* an entry names it: it was answered */
         }
     }
     n->suspects_until = clock_ns() + doubt_ns();
-    write_down(n);
     pthread_mutex_unlock(&n->lock);
     if (nr) {
         log_info("tier %s: %llu slots that the former worker may have been writing to are "

@@ -60,6 +60,7 @@ struct note {
     uint32_t magic;
     uint32_t regions; /* bit i: there is a region of number i */
     uint64_t recoveries;
+    uint64_t ram_bytes; /* of all regions */
 };
 
 _Static_assert(sizeof(struct uffdmm_table_header) <= NOTE_OFFSET,
@@ -112,7 +113,8 @@ void recovery_note(struct vm *vm, const struct region *leaving)
         r->header->policy = policy;
         *note_of(r) = (struct note){.magic = NOTE_MAGIC,
                                     .regions = regions,
-                                    .recoveries = stats_get(&vm->stats->recoveries)};
+                                    .recoveries = stats_get(&vm->stats->recoveries),
+                                    .ram_bytes = stats_get(&vm->stats->ram_bytes)};
     }
 }
 
@@ -329,12 +331,17 @@ static int open_kept_tiers(struct vm *vm, struct region *r, const int *arenas,
                            unsigned nr_arenas, char *err, size_t err_len)
 {
     struct hierarchy_kept kept = {.arenas = arenas, .nr_arenas = nr_arenas};
+    struct note note = *note_of(r);
+    uint64_t ram = r->size;
 
     /* copies: QEMU can write to them */
     kept.nr_tiers = __atomic_load_n(&r->header->nr_tiers, __ATOMIC_RELAXED);
     memcpy(kept.names, r->header->tier_names, sizeof(kept.names));
     memcpy(kept.volume_ids, r->header->volume_ids, sizeof(kept.volume_ids));
-    return hierarchy_take_over(vm, r->size, &kept, err, err_len);
+    if (note.magic == NOTE_MAGIC && note.ram_bytes > ram) {
+        ram = note.ram_bytes;
+    }
+    return hierarchy_take_over(vm, ram, &kept, err, err_len);
 }
 
 /* What had been chosen for the VM stays chosen. */

@@ -13,19 +13,23 @@
 
 #define JOURNAL_MAGIC 0x4c4e524a4d444655ULL /* "UFDMJRNL" */
 
-/* One page, then the bitmap. */
+/* One page, then the bitmaps, each in pages of its own. */
 struct journal_header {
     uint64_t magic;
     uint64_t nr_slots; /* that have bits */
     uint64_t in_use;   /* of them, slots of the volume */
-    uint64_t doubtful;
 };
+
+static size_t bitmap_bytes(uint64_t nr_slots)
+{
+    uint64_t bytes = (nr_slots + 63) / 64 * sizeof(uint64_t);
+
+    return (size_t)((bytes + PAGE_SIZE_4K - 1) & ~(uint64_t)(PAGE_SIZE_4K - 1));
+}
 
 static size_t bytes_for(uint64_t nr_slots)
 {
-    uint64_t bitmap = (nr_slots + 63) / 64 * sizeof(uint64_t);
-
-    return (size_t)((bitmap + 2 * PAGE_SIZE_4K - 1) & ~(uint64_t)(PAGE_SIZE_4K - 1));
+    return PAGE_SIZE_4K + 2 * bitmap_bytes(nr_slots);
 }
 
 static int map(struct volume_journal *j)
@@ -37,8 +41,14 @@ static int map(struct volume_journal *j)
         return ret;
     }
     j->header = addr;
-    j->taken = (uint64_t *)((char *)addr + PAGE_SIZE_4K);
     return 0;
+}
+
+/* j->nr_slots is known. */
+static void find_bitmaps(struct volume_journal *j)
+{
+    j->taken = (uint64_t *)((char *)j->header + PAGE_SIZE_4K);
+    j->doubted = (uint64_t *)((char *)j->taken + bitmap_bytes(j->nr_slots));
 }
 
 void journal_none(struct volume_journal *j)
@@ -71,6 +81,7 @@ int journal_create(struct volume_journal *j, uint64_t nr_slots)
         journal_close(j);
         return ret;
     }
+    find_bitmaps(j);
     j->header->nr_slots = nr_slots;
     j->header->magic = JOURNAL_MAGIC;
     return 0;
@@ -105,8 +116,10 @@ int journal_open(struct volume_journal *j, int fd)
     }
     if (ret) {
         journal_close(j);
+        return ret;
     }
-    return ret;
+    find_bitmaps(j);
+    return 0;
 }
 
 uint64_t journal_slots(const struct volume_journal *j)
@@ -124,14 +137,17 @@ void journal_set_slots(struct volume_journal *j, uint64_t nr_slots)
     }
 }
 
-bool journal_doubtful(const struct volume_journal *j)
+void journal_doubt(struct volume_journal *j, uint64_t start, uint64_t end)
 {
-    return !j->header || __atomic_load_n(&j->header->doubtful, __ATOMIC_RELAXED);
+    for (uint64_t slot = start; slot < end && slot < j->nr_slots; slot++) {
+        __atomic_fetch_or(&j->doubted[slot / 64], 1ULL << (slot % 64), __ATOMIC_RELAXED);
+    }
 }
 
-void journal_set_doubtful(struct volume_journal *j, bool doubtful)
+void journal_trust(struct volume_journal *j, uint64_t slot)
 {
-    if (j->header) {
-        __atomic_store_n(&j->header->doubtful, doubtful, __ATOMIC_SEQ_CST);
+    if (slot < j->nr_slots) {
+        __atomic_fetch_and(&j->doubted[slot / 64], ~(1ULL << (slot % 64)),
+                           __ATOMIC_RELAXED);
     }
 }

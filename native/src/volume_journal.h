@@ -6,7 +6,8 @@
  * Theory of operation.  A server may carry out a write of a worker that has died, and nobody
  * can ask it whether it has.  A slot is taken before anything is sent for it, and given
  * back after the answer has come.  So what was taken when the worker died and is named by
- * no entry is what a late write can go to: all else is as the tables say.
+ * no entry is what a late write can go to.  To slots that are named it cannot, but for those
+ * that were written once more after a lost link: they are noted besides.
  *
  * QEMU can write to the memfd, so it is input: it is read once, by the worker that takes
  * over, and whoever forges it harms the pages of that VM alone.
@@ -14,7 +15,6 @@
 #ifndef UFFDMM_VOLUME_JOURNAL_H
 #define UFFDMM_VOLUME_JOURNAL_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -24,7 +24,8 @@ struct volume_journal {
     int fd; /* -1: there is none */
     struct journal_header *header;
     uint64_t *taken;   /* bitmap, for struct slots to keep up to date; NULL: none */
-    uint64_t nr_slots; /* that it has bits for */
+    uint64_t *doubted; /* bitmap: as long as a lost link may still write there */
+    uint64_t nr_slots; /* that both have bits for */
     size_t bytes;
 };
 
@@ -42,8 +43,8 @@ void journal_close(struct volume_journal *j);
 uint64_t journal_slots(const struct volume_journal *j);
 void journal_set_slots(struct volume_journal *j, uint64_t nr_slots);
 
-/* True: a late write may also go to a slot that is not taken, or to one that is named. */
-bool journal_doubtful(const struct volume_journal *j);
-void journal_set_doubtful(struct volume_journal *j, bool doubtful);
+/* Notes that slots [@start, @end) are in doubt, or @slot no more. */
+void journal_doubt(struct volume_journal *j, uint64_t start, uint64_t end);
+void journal_trust(struct volume_journal *j, uint64_t slot);
 
 #endif

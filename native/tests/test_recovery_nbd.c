@@ -164,6 +164,7 @@ static void write_late(struct late *l, bool held_back)
     kill(worker, SIGKILL);
     kill_worker_of(&l->r, worker);
     hier_await(&l->r, HIER_END_MS);
+    hier_do(&l->r, HIER_FILL, 0, 0); /* goes through all slots that there are */
     late_link_deliver(&l->link);
 }
 
