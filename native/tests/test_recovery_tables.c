@@ -6,6 +6,7 @@
 #include "unit.h"
 
 #include "hier.h"
+#include "nbd_rig.h"
 #include "uffd_fixture.h"
 
 #include <pthread.h>
@@ -88,15 +89,15 @@ static void two_regions_body(struct vmm *v, const void *arg)
 
 static const char *const limited[] = {"--limit", "12M", NULL};
 
-static void regions_come_back_one_by_one(void **state)
+static void regions_come_back(const char *tier)
 {
+    const char *const tiers[] = {tier, NULL};
     struct manager m;
     struct vmm v;
     struct uffdmm_stats st;
     pid_t worker = 0;
-    (void)state;
 
-    manager_start(&m, "UFFDMM_MANAGER", limited);
+    manager_start_tiers(&m, "UFFDMM_MANAGER", tiers, limited);
     vmm_start(&v, m.socket, two_regions_body, NULL);
     for (uint32_t n = 1; n <= ROUNDS; n++) {
         vmm_await_phase(&v, n, END_MS);
@@ -119,6 +120,27 @@ static void regions_come_back_one_by_one(void **state)
     vmm_command(&v, ROUNDS + 1);
     vmm_join(&v, END_MS);
     manager_stop(&m);
+}
+
+static void regions_come_back_one_by_one(void **state)
+{
+    (void)state;
+    regions_come_back("disk=file,path={store}");
+}
+
+static void regions_come_back_one_by_one_from_an_export(void **state)
+{
+    struct nbd_rig s;
+    char tier[256];
+    (void)state;
+
+    rig_need("nbdkit");
+    /* room enough for what each dead worker may have been writing */
+    rig_init(&s, 4 * RAM);
+    rig_serve_file(&s);
+    snprintf(tier, sizeof(tier), "net=nbd,uri=nbd+unix:///?socket=%s", s.socket);
+    regions_come_back(tier);
+    rig_deinit(&s);
 }
 
 /* A worker that hands out slots before all regions are back gives away somebody's pages. */
@@ -270,6 +292,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(regions_come_back_one_by_one),
+        cmocka_unit_test(regions_come_back_one_by_one_from_an_export),
         cmocka_unit_test(slots_handed_out_early_are_somebodys),
         cmocka_unit_test(forged_tables_are_refused_with_a_file),
         cmocka_unit_test(forged_tables_are_refused_with_a_pool),

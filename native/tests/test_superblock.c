@@ -363,6 +363,79 @@ static void only_a_released_volume_is_received_in_its_epoch(void **state)
     assert_int_equal(superblock_receive(&other, &before, 4, "volume", err, 256), 0);
 }
 
+/* ---- a worker takes over ---------------------------------------------------- */
+
+/* What the successor of a worker is told that left @sb, with the epoch. */
+static int inherit(const struct superblock *sb, uint64_t *epoch, char err[256])
+{
+    char block[SUPERBLOCK_BYTES];
+    struct superblock self = asker("asker");
+    int ret;
+
+    superblock_set_vm_process(&self, getpid());
+    superblock_make(block, sb);
+    ret = superblock_inherit(block, &self, "volume", err, 256);
+    *epoch = self.epoch;
+    return ret;
+}
+
+static void volume_of_a_dead_worker_goes_to_the_same_qemu_alone(void **state)
+{
+    struct superblock left = asker("asker"), sb;
+    uint64_t epoch;
+    char err[256], block[SUPERBLOCK_BYTES] = {0};
+    (void)state;
+
+    left.state = SUPERBLOCK_OWNED;
+    left.epoch = 7;
+    left.owner = ended_process();
+    superblock_set_vm_process(&left, getpid());
+    assert_int_equal(inherit(&left, &epoch, err), 0);
+    assert_int_equal(epoch, 8);
+
+    /* itself, a moment ago: no other epoch */
+    sb = left;
+    assert_int_equal(superblock_self(&sb.owner), 0);
+    assert_int_equal(inherit(&sb, &epoch, err), 0);
+    assert_int_equal(epoch, 7);
+
+    sb = left;
+    sb.owner.pid = (uint64_t)getppid();
+    sb.owner.pid_start = superblock_process_start(sb.owner.pid);
+    assert_int_equal(inherit(&sb, &epoch, err), -EBUSY);
+    assert_non_null(strstr(err, "try again"));
+
+    sb = left;
+    sb.vm_pid++;
+    assert_int_equal(inherit(&sb, &epoch, err), -ESTALE);
+    sb = left;
+    sb.vm_pid_start++;
+    assert_int_equal(inherit(&sb, &epoch, err), -ESTALE);
+    sb = left;
+    sb.vm_pid = sb.vm_pid_start = 0; /* of an older version */
+    assert_int_equal(inherit(&sb, &epoch, err), -ESTALE);
+    sb = left;
+    sb.vm_uuid[0]++;
+    assert_int_equal(inherit(&sb, &epoch, err), -ESTALE);
+    sb = left;
+    sb.owner.boot_id[3]++;
+    assert_int_equal(inherit(&sb, &epoch, err), -ESTALE);
+    sb = left;
+    sb.owner.pid_ns++;
+    assert_int_equal(inherit(&sb, &epoch, err), -ESTALE);
+    sb = left;
+    sb.state = SUPERBLOCK_FREE;
+    assert_int_equal(inherit(&sb, &epoch, err), -ESTALE);
+    sb = left;
+    superblock_give(&sb, "elsewhere");
+    assert_int_equal(inherit(&sb, &epoch, err), -ESTALE);
+    assert_int_equal(superblock_inherit(block, &left, "volume", err, sizeof(err)),
+                     -ENOMEDIUM);
+    memset(block, 'x', sizeof(block));
+    assert_int_equal(superblock_inherit(block, &left, "volume", err, sizeof(err)),
+                     -EEXIST);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -382,6 +455,7 @@ int main(void)
         cmocka_unit_test(holder_knows_its_own_block),
         cmocka_unit_test(source_is_known_by_name_uuid_and_epoch),
         cmocka_unit_test(only_a_released_volume_is_received_in_its_epoch),
+        cmocka_unit_test(volume_of_a_dead_worker_goes_to_the_same_qemu_alone),
     };
 
     return cmocka_run_group_tests_name("superblock", tests, NULL, NULL);

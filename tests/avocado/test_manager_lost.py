@@ -5,14 +5,15 @@ import os
 import signal
 import time
 
-from uffdmm_test import WORKING_SET, UffdmmTest
+from store_test import StoreTest
+from uffdmm_test import RAM, WORKING_SET
 
 from uffdmm_harness.guest import Guest
 from uffdmm_harness.manager import Manager
 from uffdmm_harness.port import PortTimeout
 
 
-class ManagerLost(UffdmmTest):
+class ManagerLost(StoreTest):
     """
     :avocado: tags=machine:q35
     """
@@ -66,6 +67,22 @@ class ManagerLost(UffdmmTest):
         manager = self.manager()
         guest = self.start_stepping(manager)
         os.kill(self.statistics(manager).worker_pid, signal.SIGKILL)
+        self.check_goes_on(manager, guest)
+
+    def test_worker_killed_with_pages_on_a_server(self) -> None:
+        """The same with an NBD server, which has lost its client; and with one that is away."""
+        server = self.nbd_server(2 * RAM)
+        manager = self.manager(
+            tiers=["ram=pool,capacity=16M", f"net=nbd,uri={server.uri}"],
+            arguments=["--demote-after", "never"],
+        )
+        guest = self.start_stepping(manager)
+        self.assertGreater(self.tiers(manager)["net"].stored_pages, 0)
+        server.kill()
+        os.kill(self.statistics(manager).worker_pid, signal.SIGKILL)
+        self.check_stalled(guest)
+        self.assert_contains(manager.log, "cannot connect to nbd export")
+        server.start()
         self.check_goes_on(manager, guest)
 
     def test_worker_and_acceptor_killed(self) -> None:
