@@ -214,7 +214,8 @@ int nbd_suspect(struct nbd_tier *n)
     }
     n->suspects_nr = n->slots.nr;
     n->all_suspect = !n->journal.taken;
-    for (uint64_t word = 0; !n->all_suspect && word < (n->suspects_nr + 63) / 64; word++) {
+    for (uint64_t word = 0; !n->all_suspect && word < (n->suspects_nr + 63) / 64;
+         word++) {
         suspects[word] = __atomic_load_n(&n->journal.taken[word], __ATOMIC_RELAXED) |
                          __atomic_load_n(&n->journal.doubted[word], __ATOMIC_RELAXED);
     }
@@ -245,8 +246,9 @@ void nbd_hold_suspects(struct tier *t)
     n->suspects_until = clock_ns() + doubt_ns();
     pthread_mutex_unlock(&n->lock);
     if (nr) {
-        log_info("tier %s: %llu slots that the former worker may have been writing to are "
-                 "not used for %u seconds",
-                 t->config->name, (unsigned long long)nr, nbd_doubt_seconds());
+        log_info(
+            "tier %s: %llu slots that the former worker may have been writing to are "
+            "not used for %u seconds",
+            t->config->name, (unsigned long long)nr, nbd_doubt_seconds());
     }
 }

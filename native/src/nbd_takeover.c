@@ -68,8 +68,9 @@ int nbd_keep(struct tier *t, struct nbd_tier *n, const struct tier_vm *vm, char 
     bytes = journal_slots(&n->journal) * PAGE_SIZE_4K;
     nbd_client_export(n->client, &e);
     if (bytes > e.bytes) {
-        snprintf(err, err_len, "%s has %llu bytes and %llu are in use; make it larger again",
-                 n->name, (unsigned long long)e.bytes, (unsigned long long)bytes);
+        snprintf(err, err_len,
+                 "%s has %llu bytes and %llu are in use; make it larger again", n->name,
+                 (unsigned long long)e.bytes, (unsigned long long)bytes);
         return -ENOSPC;
     }
     t->priv = n;

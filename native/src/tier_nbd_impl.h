@@ -38,7 +38,8 @@ struct nbd_tier {
     uint64_t *held;       /* bitmap: given back while in doubt */
     struct doubt doubts[NBD_DOUBTS_MAX];
     unsigned nr_doubts; /* read without the lock, too */
-    uint64_t *suspects; /* bitmap: what a dead worker may have written to, or NULL; as above */
+    uint64_t
+        *suspects; /* bitmap: what a dead worker may have written to, or NULL; as above */
     uint64_t suspects_nr;    /* slots that it has bits for */
     uint64_t suspects_until; /* 0: not all of them are known yet */
     bool all_suspect;        /* those that are named, too */

@@ -124,8 +124,7 @@ int journal_open(struct volume_journal *j, int fd)
 
 uint64_t journal_slots(const struct volume_journal *j)
 {
-    uint64_t nr =
-        j->header ? __atomic_load_n(&j->header->in_use, __ATOMIC_RELAXED) : 0;
+    uint64_t nr = j->header ? __atomic_load_n(&j->header->in_use, __ATOMIC_RELAXED) : 0;
 
     return nr < j->nr_slots ? nr : j->nr_slots;
 }

@@ -50,6 +50,7 @@ void kill_loop(struct hier *r, unsigned pattern, unsigned kills)
     for (unsigned i = 0; i < kills; i++) {
         uint64_t before;
 
+        end_process_when_hung(NULL); /* counted from this kill on */
         worker = kill_worker_of(r, worker);
         if (i % 8 == 0) {
             /* the guest pauses now and then, and all of it is looked at */

@@ -21,9 +21,9 @@
 enum { CHUNK = 1 << 16, KEPT_MAX = 64 << 20, DELIVER_MS = 500, AWAIT_MS = 20000 };
 
 struct late_link_state {
-    _Atomic uint32_t serial;   /* of the connection that came last */
-    _Atomic uint32_t held;     /* connections up to this one are kept */
-    _Atomic uint32_t deliver;  /* what was kept goes out */
+    _Atomic uint32_t serial;          /* of the connection that came last */
+    _Atomic uint32_t held;            /* connections up to this one are kept */
+    _Atomic uint32_t deliver;         /* what was kept goes out */
     _Atomic uint64_t kept, delivered; /* bytes */
 };
 

@@ -27,7 +27,8 @@ static int die(struct nbd_rig *r)
     int fd = fcntl(r->tier.arena_fd, F_DUPFD_CLOEXEC, 0);
 
     assert_true(fd >= 0);
-    r->tier.unsettled = true; /* as one that has not taken over yet: nothing is given back */
+    r->tier.unsettled =
+        true; /* as one that has not taken over yet: nothing is given back */
     rig_close(r, false);
     return fd;
 }
@@ -192,8 +193,7 @@ static void doubts_outlive_the_worker(void **state)
     for (unsigned i = 0; i < 16; i++) {
         assert_true(tier_nbd_ops.free(&r.tier, slots[i]));
     }
-    assert_int_equal(tier_nbd_ops.used(&r.tier),
-                     (NAMED + UNNAMED - 16 + 8) * RIG_PAGE);
+    assert_int_equal(tier_nbd_ops.used(&r.tier), (NAMED + UNNAMED - 16 + 8) * RIG_PAGE);
     take_all(&r, slots + 4, 8);
     close(journal);
     rig_deinit(&r);

@@ -238,8 +238,8 @@ static void recovery_waits_for_the_server(void **state)
 {
     struct nbd_rig s;
     char tier[TIER_MAX];
-    struct hier_options o = options_of("ram=pool,capacity=8M", tier,
-                                       "disk=file,path={store},shared=on");
+    struct hier_options o =
+        options_of("ram=pool,capacity=8M", tier, "disk=file,path={store},shared=on");
     struct hier r;
     pid_t worker;
     (void)state;
@@ -395,5 +395,6 @@ int main(void)
     if (seed) {
         kill_seed(strtoull(seed, NULL, 10));
     }
-    return cmocka_run_group_tests_name("recovery_nbd", tests, end_process_when_hung, NULL);
+    return cmocka_run_group_tests_name("recovery_nbd", tests, end_process_when_hung,
+                                       NULL);
 }
