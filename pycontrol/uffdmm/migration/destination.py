@@ -22,6 +22,7 @@ from ..errors import ManagerError, NoSuchVmError, UffdmmError
 from ..serve.log import Level, Log
 from ..stats import TierType
 from . import frames, tunnel
+from .aside import aside
 from .certificates import peer_names, server_context
 from .codec import decode
 from .frames import Accept, Ack, Block, Channel, Offer, PeerError, Refuse, Resume, kind_of
@@ -239,7 +240,7 @@ class Attempt:
         """
         manager, settings = self._receiver.manager, self._receiver.settings
         try:
-            vm = await asyncio.to_thread(manager.open_vm, offer.vm)
+            vm = await aside(manager.open_vm, offer.vm)
         except NoSuchVmError:
             raise UffdmmError(
                 f"no VM '{offer.vm}' waits for a migration on this host",
@@ -400,7 +401,7 @@ class Attempt:
         assert self._link is not None
         if block.region >= len(self._regions):
             raise PeerError(f"locations came for region {block.region}, which was not offered")
-        locations = await asyncio.to_thread(decode, block.data)
+        locations = await aside(decode, block.data)
         there, here = self._tiers
         entry = locations["entry"]
         tier = (entry >> _ENTRY_TIER_SHIFT) & _ENTRY_TIER_MASK
@@ -422,7 +423,7 @@ class Attempt:
         """A connection was lost, or a control plane, when only the hand-over was missing."""
         manager, settings = self._receiver.manager, self._receiver.settings
         try:
-            vm = await asyncio.to_thread(manager.open_vm, self._vm)
+            vm = await aside(manager.open_vm, self._vm)
         except NoSuchVmError:
             raise UffdmmError(
                 f"VM '{self._vm}' is not on this host any more",
@@ -498,7 +499,7 @@ class Attempt:
 
     async def _ask(self, question: Callable[..., _T], *arguments: object) -> _T:
         """Ask the worker something, in a thread; one thing at a time by how this is written."""
-        return await asyncio.to_thread(question, *arguments)
+        return await aside(question, *arguments)
 
 
 async def take_and_run(
@@ -509,11 +510,11 @@ async def take_and_run(
     :raise UffdmmError: it is not ours to take; the guest stays paused
     """
     refusal: ManagerError | None = None
-    status = await asyncio.to_thread(link.status)
+    status = await aside(link.status)
     if status.stage is not WorkerStage.TAKEN:
         for epoch in epochs:
             try:
-                await asyncio.to_thread(link.take, session, epoch)
+                await aside(link.take, session, epoch)
                 refusal = None
                 break
             except ManagerError as error:
@@ -524,8 +525,8 @@ async def take_and_run(
         await qmp.execute("cont")
     # Nothing that the guest waits for: what it does not find is fetched when it asks.
     with contextlib.suppress(UffdmmError):
-        stats = await asyncio.to_thread(link.vm.statistics)
-        await asyncio.to_thread(link.vm.prefetch, stats.ram_bytes)
+        stats = await aside(link.vm.statistics)
+        await aside(link.vm.prefetch, stats.ram_bytes)
 
 
 async def take_over(manager: Manager, vm: str, qmp_path: Path) -> None:
@@ -533,11 +534,11 @@ async def take_over(manager: Manager, vm: str, qmp_path: Path) -> None:
 
     :raise UffdmmError: none waits here, or the volume was never released
     """
-    link = MigrationLink(await asyncio.to_thread(manager.open_vm, vm))
+    link = MigrationLink(await aside(manager.open_vm, vm))
     qmp = Qmp(vm, qmp_path)
     try:
         await qmp.connect()
-        status = await asyncio.to_thread(link.status)
+        status = await aside(link.status)
         if status.stage not in (WorkerStage.INSTALLED, WorkerStage.TAKEN):
             raise UffdmmError(
                 f"VM '{vm}' does not wait for its hand-over here ({status.stage.name.lower()})",

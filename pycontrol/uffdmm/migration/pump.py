@@ -7,6 +7,7 @@ from collections import deque
 
 import numpy as np
 
+from .aside import aside
 from .codec import encode
 from .frames import Ack, Channel, PeerError, Refuse, kind_of
 from .locations import SET_PAGE, Locations, SetPages, changes
@@ -69,12 +70,12 @@ class Pump:
 
     async def _map(self) -> None:
         async with self._busy:
-            self._sets = await asyncio.to_thread(self._link.export)
+            self._sets = await aside(self._link.export)
         self._sent = [np.zeros(len(exported.pages), SET_PAGE) for exported in self._sets]
         self._seen = [0] * len(self._sets)
 
     async def _send(self, region: int, index: int, exported: ExportedSet, known: int) -> None:
-        found = await asyncio.to_thread(changes, exported.pages, self._sent[index], exported.ages)
+        found = await aside(changes, exported.pages, self._sent[index], exported.ages)
         for at in range(0, len(found), _BLOCK_PAGES):
             await self._send_block(region, found[at : at + _BLOCK_PAGES])
         self._seen[index] = known
@@ -88,7 +89,7 @@ class Pump:
         while self._blocks - self._acked >= _UNDER_WAY:
             self._room.clear()
             await self._room.wait()
-        data = await asyncio.to_thread(encode, part)
+        data = await aside(encode, part)
         self._blocks += 1
         await self._channel.send_block(region, data)
         self.sent_bytes += len(data)
@@ -113,7 +114,7 @@ class Pump:
 
     async def _acknowledge(self, region_id: int, known: int) -> None:
         async with self._busy:
-            await asyncio.to_thread(self._link.acknowledge, self._session, region_id, known)
+            await aside(self._link.acknowledge, self._session, region_id, known)
 
     def close(self) -> None:
         """Unmap what was exported."""

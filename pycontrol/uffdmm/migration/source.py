@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..client import Manager
 from ..errors import ConnectError, ManagerError, UffdmmError
 from . import frames, tunnel
+from .aside import aside
 from .certificates import CertificateError, client_context
 from .frames import Accept, Channel, PeerError, Refuse, kind_of
 from .plan import Forecast, forecast, shared_tier
@@ -202,7 +203,7 @@ class Source:
         :raise MigrationError: the volume is the destination's already, or may be
         """
         try:
-            self._link = await asyncio.to_thread(self._open)
+            self._link = await aside(self._open)
             await self._qmp.connect()
             status = await self._ask(self._link.status)
             info = await self._qmp.migration()
@@ -226,7 +227,7 @@ class Source:
     async def _check(self) -> bool:
         """Look at this side; True when an earlier attempt got as far as the hand-over."""
         self._enter(Stage.CHECK)
-        link = self._link = await asyncio.to_thread(self._open)
+        link = self._link = await aside(self._open)
         await self._qmp.connect()
         known = await self._qmp.known_capabilities()
         if "swap-locations" not in known:
@@ -613,7 +614,7 @@ class Source:
     async def _dry_run(self) -> DryRun:
         self._enter(Stage.CHECK)
         obstacles: list[str] = []
-        link = self._link = await asyncio.to_thread(self._open)
+        link = self._link = await aside(self._open)
         tiers = await self._ask(link.vm.tiers)
         index = shared_tier(tiers, self._request.tier)
         self._state.tier = index or 0
@@ -673,7 +674,7 @@ class Source:
     async def _ask(self, question: Callable[..., _T], *arguments: object) -> _T:
         """Ask the worker something, in a thread."""
         async with self._busy:
-            return await asyncio.to_thread(question, *arguments)
+            return await aside(question, *arguments)
 
     def _need_channel(self) -> Channel:
         if self._channel is None:
