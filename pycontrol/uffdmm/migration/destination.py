@@ -26,7 +26,7 @@ from .aside import aside
 from .certificates import peer_names, server_context
 from .codec import decode
 from .frames import Accept, Ack, Block, Channel, Offer, PeerError, Refuse, Resume, kind_of
-from .qmp import Qmp, QmpFailedError, monitor_path
+from .qmp import Qmp, QmpFailedError, QmpSilentError, monitor_path
 from .stages import Stage
 from .worker import MigrationLink
 from .worker import Stage as WorkerStage
@@ -484,7 +484,15 @@ class Attempt:
             pass
         # It may hang up before it has answered, or have gone.
         with contextlib.suppress(QmpFailedError):
-            await self._qmp.execute("quit")
+            try:
+                await self._qmp.execute("quit")
+            except QmpSilentError:
+                self._say(
+                    *(Level.ERROR, "migration-stuck"),
+                    "QEMU does not answer, so it waits for its manager, and was not ended; it can"
+                    " receive no second time: kill it",
+                )
+                return
         self._say(Level.WARNING, "migration-ended", "QEMU was ended: it can receive no second time")
 
     # ---- small things

@@ -19,6 +19,10 @@ class QmpFailedError(UffdmmError):
     """QEMU cannot be reached, or refuses."""
 
 
+class QmpSilentError(QmpFailedError):
+    """QEMU is there, and does not answer: its main loop waits for something."""
+
+
 class Qmp:
     """One connection to the monitor of a VM."""
 
@@ -61,7 +65,7 @@ class Qmp:
             async with asyncio.timeout(_SECONDS):
                 return await self._client.execute(command, cast(Mapping[str, object], given))
         except TimeoutError:
-            raise QmpFailedError(
+            raise QmpSilentError(
                 f"QEMU of VM '{self._vm}' did not answer '{command}' within {_SECONDS:g} s"
             ) from None
         except ExecuteError as error:

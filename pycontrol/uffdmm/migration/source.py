@@ -211,6 +211,12 @@ class Source:
                 await self._cancel_qemu()
             if status.session:
                 await self._ask(self._link.failed, status.session)
+            elif await self._qmp.run_state() == "postmigrate":
+                raise UffdmmError(
+                    f"QEMU of VM '{self._request.vm}' has sent its guest away, and this manager"
+                    " knows nothing of it: it may run elsewhere",
+                    "only when it is certain that it does not: 'cont' by QMP",
+                )
             if await self._qmp.run_state() != "running":
                 await self._qmp.execute("cont")
         except UffdmmError as error:
@@ -248,7 +254,12 @@ class Source:
                 "'uffdmm tiers' shows them; a file tier has to be declared shared",
             )
         self._state.tier, self._state.tier_name = index or 0, tiers[index or 0].name
-        if status.stage in (WorkerStage.ALL_SENT, WorkerStage.RELEASED):
+        if status.stage is WorkerStage.RELEASED or (
+            # All sent is not all received: only QEMU knows, and its guest may have gone on.
+            status.stage is WorkerStage.ALL_SENT
+            and info["status"] == "completed"
+            and state in ("postmigrate", "finish-migrate")
+        ):
             self._state.session, self._state.epoch = status.session, status.epoch
             self._state.tier = status.tier
             self._state.info = info
@@ -263,9 +274,10 @@ class Source:
         if state not in ("running", "paused"):
             raise UffdmmError(f"VM '{self._request.vm}' is neither running nor paused: {state}")
         self._state.was_running = state == "running"
-        if status.stage is WorkerStage.RUNNING:
+        if status.stage in (WorkerStage.RUNNING, WorkerStage.ALL_SENT):
             # A control plane that died has left its session.
-            await self._ask(link.failed, status.session)
+            self._state.session = status.session
+            await self._end_session()
         self._state.regions = await self._ask(self._regions)
         self._progress = replace(self._progress, total_bytes=stats.ram_bytes)
         await self._connect()
