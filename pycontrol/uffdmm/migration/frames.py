@@ -8,6 +8,7 @@ What a peer sends is checked in length and form before anything is done with it.
 """
 
 import asyncio
+import socket
 import struct
 from typing import Annotated, Final, Literal
 
@@ -28,6 +29,10 @@ _MESSAGE, _LOCATIONS = 1, 2
 _MESSAGE_MAX: Final = 1 << 18
 _BLOCK_MAX: Final = 4 << 20
 REGIONS_MAX: Final = 256
+
+# At the end of a migration the guest stands still while TCP hopes for an answer.
+_LOST_SECONDS: Final = 20
+_PROBE_SECONDS: Final = 5
 
 _U64 = Annotated[int, Field(ge=0, lt=1 << 64)]
 _Text = Annotated[str, Field(max_length=4096)]
@@ -166,6 +171,7 @@ class Channel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.sent_bytes = 0
+        _notice_silence(writer)
 
     async def send(self, message: Message) -> None:
         """Send a message."""
@@ -241,6 +247,22 @@ class Channel:
     def close(self) -> None:
         """Hang up, without waiting."""
         self.writer.close()
+
+
+def _notice_silence(writer: asyncio.StreamWriter) -> None:
+    """A network that lets nothing through is an error of the connection after some seconds."""
+    end = writer.get_extra_info("socket")
+    if end is None or end.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, _PROBE_SECONDS),
+        (socket.TCP_KEEPINTVL, _PROBE_SECONDS),
+        (socket.TCP_KEEPCNT, _LOST_SECONDS // _PROBE_SECONDS - 1),
+        # What was sent and not acknowledged: without it TCP tries for a quarter of an hour.
+        (socket.TCP_USER_TIMEOUT, _LOST_SECONDS * 1000),
+    ):
+        end.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def kind_of(frame: AnyMessage | Block) -> str:
