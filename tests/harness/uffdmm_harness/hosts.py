@@ -24,6 +24,9 @@ from . import HarnessError
 _START_SECONDS = 20.0
 _STOP_SECONDS = 20.0
 
+PROGRAM = ("-m", "uffdmm")
+"""Python's arguments for the command as users have it."""
+
 
 class Network:
     """Namespaces joined by a bridge; namespace i has the address ``10.213.7.(i + 1)``.
@@ -165,12 +168,15 @@ class ControlPlane:
         """Where other hosts find it."""
         return f"{self.address}:{self.port}"
 
-    def start(self) -> Self:
-        """Start it and wait until it listens."""
+    def start(self, program: Sequence[str] = PROGRAM) -> Self:
+        """Start it and wait until it listens; where it did before, if it did."""
         began = len(self.log)
+        if self.port:
+            text = self._file.read_text().replace(f'{self.address}:0"', f'{self.target}"')
+            self._file.write_text(text)
         with (self.folder / "serve.log").open("ab") as log:
             self._process = subprocess.Popen(
-                self._command("serve", "--config", str(self._file)),
+                self._command("serve", "--config", str(self._file), program=program),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -185,42 +191,69 @@ class ControlPlane:
                 raise HarnessError(f"the control plane does not listen: {self.log[began:].strip()}")
             time.sleep(0.02)
 
-    def _command(self, *words: str) -> list[str]:
-        return [
-            *self._wrapper,
-            sys.executable,
-            "-m",
-            "uffdmm",
-            "--socket",
-            str(self._socket),
-            *words,
-        ]
+    def _command(self, *words: str, program: Sequence[str] = PROGRAM) -> list[str]:
+        return [*self._wrapper, sys.executable, *program, "--socket", str(self._socket), *words]
 
-    def migrate(self, vm: str, *words: str) -> "subprocess.Popen[str]":
+    def migrate(
+        self, vm: str, *words: str, program: Sequence[str] = PROGRAM
+    ) -> "subprocess.Popen[str]":
         """Start ``uffdmm migrate`` on this host."""
         return subprocess.Popen(
-            self._command("migrate", vm, "--config", str(self._file), *words),
+            self._command("migrate", vm, "--config", str(self._file), *words, program=program),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def migrated(self, vm: str, *words: str, timeout: float = 120) -> dict[str, Any]:
+    def migrated(self, vm: str, *words: str) -> dict[str, Any]:
         """Migrate to the end; the report.
 
         :raise HarnessError: it failed, with what it said
         """
-        with self.migrate(vm, *words, "--json") as process:
+        report: dict[str, Any] = json.loads(self.commanded(vm, *words, "--json"))
+        return report
+
+    def commanded(self, vm: str, *words: str) -> str:
+        """What ``uffdmm migrate`` prints when it succeeds.
+
+        :raise HarnessError: it failed, with what it said
+        """
+        status, out, err = self._ended(vm, *words)
+        if status:
+            raise HarnessError(f"uffdmm migrate {vm}: {status}: {err.strip()}")
+        return out
+
+    def refused(self, vm: str, *words: str) -> str:
+        """Migrate, which must fail; what it said, in one line.
+
+        :raise HarnessError: it did not fail
+        """
+        status, out, err = self._ended(vm, *words)
+        if status <= 0:
+            raise HarnessError(f"uffdmm migrate {vm}: {status}: {out}{err}")
+        return " ".join(err.split())
+
+    def _ended(self, vm: str, *words: str, timeout: float = 120) -> tuple[int, str, str]:
+        with self.migrate(vm, *words) as process:
             try:
                 out, err = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise HarnessError(f"uffdmm migrate {vm}: no end in {timeout:g} s") from None
-        if process.returncode:
-            raise HarnessError(f"uffdmm migrate {vm}: {process.returncode}: {err.strip()}")
-        report: dict[str, Any] = json.loads(out)
-        return report
+        return process.returncode, out, err
+
+    def wait(self, timeout: float = 20) -> None:
+        """Wait for it to die by itself.
+
+        :raise HarnessError: it lives
+        """
+        if self._process is not None:
+            try:
+                self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                raise HarnessError(f"the control plane still runs after {timeout:g} s") from None
+            self._process = None
 
     def kill(self) -> None:
         """Kill it, as a crash would."""

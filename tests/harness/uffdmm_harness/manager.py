@@ -40,6 +40,7 @@ class Manager:
     :param arguments: more arguments
     :param folder: below which its own folder with socket, log and store is made
     :param program: another one, such as that with the switches of tests
+    :param wrapper: words in front of the command, to put it into a network namespace
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Manager:
         arguments: Sequence[str] = (),
         folder: Path = places.DISK_FOLDER,
         program: Path | None = None,
+        wrapper: Sequence[str] = (),
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="uffdmm-manager-", dir=folder)
         self.path = Path(self._folder.name)
@@ -64,6 +66,7 @@ class Manager:
             word for tier in tiers for word in ("--tier", tier.replace("{store}", str(self.store)))
         ] or ["--store", option]
         self._command = [
+            *wrapper,
             str(program or places.manager()),
             *("--socket-path", str(self.socket), *stores),
             *(("--limit", limit) if limit else ()),

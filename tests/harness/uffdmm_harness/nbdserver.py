@@ -17,6 +17,7 @@ from typing import Self
 from . import HarnessError, places
 
 _START_SECONDS = 10.0
+_PORT = 10809
 
 
 class NbdMissingError(HarnessError):
@@ -32,6 +33,8 @@ class NbdServer:
     :param filters: names of nbdkit's filters, outermost first
     :param parameters: ``key=value`` for them; ``{folder}`` is this server's own folder
     :param written: the file begins full of zeros, else full of holes
+    :param address: to listen on by TCP (nbdkit only), in place of the socket
+    :param wrapper: words in front of the command, to put it into a network namespace
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class NbdServer:
         filters: Sequence[str] = (),
         parameters: Sequence[str] = (),
         written: bool = True,
+        address: str | None = None,
+        wrapper: Sequence[str] = (),
     ) -> None:
         found = shutil.which(program)
         if found is None:
@@ -51,8 +56,10 @@ class NbdServer:
         self.path = Path(self._folder.name)  # file, socket, log, and triggers of filters
         self.file = self.path / "file"
         self._socket = self.path / "socket"
+        self._ready = self.path / "pid"
         self._size = size
         self._written = written
+        self._address = address
         if program == "qemu-nbd":
             self._command = [
                 *(found, "--socket", str(self._socket), "--format", "raw", "--persistent"),
@@ -60,7 +67,8 @@ class NbdServer:
             ]
         else:
             self._command = [
-                *(found, "-f", "-U", str(self._socket)),
+                *(*wrapper, found, "-f", "-P", str(self._ready)),
+                *(("-i", address, "-p", str(_PORT)) if address else ("-U", str(self._socket))),
                 *(f"--filter={name}" for name in filters),
                 *("file", str(self.file), "cache=none"),
                 *(word.replace("{folder}", str(self.path)) for word in parameters),
@@ -70,6 +78,8 @@ class NbdServer:
     @property
     def uri(self) -> str:
         """How a client names it."""
+        if self._address:
+            return f"nbd://{self._address}:{_PORT}"
         return f"nbd+unix:///?socket={self._socket}"
 
     @property
@@ -105,6 +115,7 @@ class NbdServer:
         :raise HarnessError: the server does not answer
         """
         self._socket.unlink(missing_ok=True)  # nbdkit does not replace one that is left behind
+        self._ready.unlink(missing_ok=True)
         with (self.path / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -119,6 +130,9 @@ class NbdServer:
             time.sleep(0.01)
 
     def _answers(self) -> bool:
+        if self._address:
+            # Its network may not be ours.
+            return self._ready.exists()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             return probe.connect_ex(str(self._socket)) == 0
 
