@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from uffdmm import Manager
 from uffdmm._native import lib
 from uffdmm.addresses import parse_target
 from uffdmm.cli.app import main
 from uffdmm.cli.exits import Exit
 from uffdmm.errors import AddressError
+from uffdmm.migration import frames
 from uffdmm.migration.aside import aside
 from uffdmm.migration.certificates import (
     CertificateError,
@@ -26,7 +28,9 @@ from uffdmm.migration.certificates import (
     peer_names,
     server_context,
 )
+from uffdmm.migration.frames import PeerError
 from uffdmm.migration.plan import forecast, shared_tier
+from uffdmm.migration.source import Refused, Request, Source
 from uffdmm.migration.stages import STAGES, MigrationError, Stage
 from uffdmm.pagetable import Region
 from uffdmm.stats import TierStats, TierType
@@ -259,6 +263,52 @@ def test_options_that_do_not_fit(
 def test_no_manager(words: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--socket", str(tmp_path / "none"), "migrate", "vm1", *words]) != 0
     assert "no manager socket at" in capfd.readouterr().err
+
+
+# ---- the hand-over
+
+
+class _Answers:
+    """A channel on which one answer comes."""
+
+    def __init__(self, answer: frames.AnyMessage) -> None:
+        self._answer = answer
+
+    async def send(self, message: frames.Message) -> None:
+        assert message == frames.Resume(vm="vm1", session=7)
+
+    async def receive(self, _timeout: float) -> frames.AnyMessage:
+        return self._answer
+
+
+def _resumed(answer: frames.AnyMessage) -> bool:
+    request = Request(vm="vm1", host="h", port=1, qmp=Path("none"), certificates=Path("none"))
+    source = Source(Manager(Path("none")), request, lambda _: None)
+    source._channel = cast(frames.Channel, _Answers(answer))
+    source._state.session = 7
+    return asyncio.run(source._resume())
+
+
+def test_a_hand_over_that_waits_or_is_done() -> None:
+    assert _resumed(frames.Waiting(running=False))
+    assert not _resumed(frames.Waiting(running=True))
+
+
+def test_a_refused_hand_over_is_final() -> None:
+    with pytest.raises(Refused, match="gone"):
+        _resumed(frames.Refuse(stage=Stage.TAKE, message="gone"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [frames.Refuse(stage=Stage.OFFER, message="under way already"), frames.Running()],
+)
+def test_a_destination_that_still_has_the_former_connection_is_asked_again(
+    answer: frames.AnyMessage,
+) -> None:
+    with pytest.raises(PeerError) as caught:
+        _resumed(answer)
+    assert not isinstance(caught.value, Refused)
 
 
 # ---- errors and threads

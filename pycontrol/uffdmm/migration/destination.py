@@ -159,6 +159,16 @@ class Receiver:
                 )
             )
             return
+        if any(other.vm == first.vm for other in self.attempts.values()):
+            # Its monitor serves one of them, and its QEMU can receive once.
+            await channel.send(
+                Refuse(
+                    stage=Stage.OFFER,
+                    message=f"VM '{first.vm}' is being received here already",
+                    remedy="wait until its connection has ended",
+                )
+            )
+            return
         if len(self.attempts) >= _ATTEMPTS_MAX:
             await channel.send(
                 Refuse(
@@ -168,7 +178,7 @@ class Receiver:
                 )
             )
             return
-        attempt = Attempt(self, channel)
+        attempt = Attempt(self, channel, first.vm)
         key = first.session if not (isinstance(first, Offer) and first.dry_run) else -id(attempt)
         self.attempts[key] = attempt
         try:
@@ -180,12 +190,11 @@ class Receiver:
 class Attempt:
     """One VM that comes, or its hand-over."""
 
-    def __init__(self, receiver: Receiver, channel: Channel) -> None:
-        self._receiver, self._channel = receiver, channel
+    def __init__(self, receiver: Receiver, channel: Channel, vm: str) -> None:
+        self._receiver, self._channel, self.vm = receiver, channel, vm
         self._log = receiver.log
         self._link: MigrationLink | None = None
         self._qmp: Qmp | None = None
-        self._vm = ""
         self._session = 0
         self._regions: list[frames.RegionOffer] = []
         self._tiers = (0, 0)  # index over there, index here
@@ -207,7 +216,7 @@ class Attempt:
     async def run(self, first: Offer | Resume) -> None:
         """From the offer until the guest runs, or the attempt has ended."""
         self._task = asyncio.current_task()
-        self._vm, self._session = first.vm, first.session
+        self._session = first.session
         stage = Stage.OFFER
         try:
             if isinstance(first, Resume):
@@ -423,14 +432,14 @@ class Attempt:
         """A connection was lost, or a control plane, when only the hand-over was missing."""
         manager, settings = self._receiver.manager, self._receiver.settings
         try:
-            vm = await aside(manager.open_vm, self._vm)
+            vm = await aside(manager.open_vm, self.vm)
         except NoSuchVmError:
             raise UffdmmError(
-                f"VM '{self._vm}' is not on this host any more",
+                f"VM '{self.vm}' is not on this host any more",
                 "its volume still has what was swapped; what was in memory is on the source only",
             ) from None
         link = self._link = MigrationLink(vm)
-        self._qmp = Qmp(self._vm, settings.monitor(self._vm))
+        self._qmp = Qmp(self.vm, settings.monitor(self.vm))
         await self._qmp.connect()
         status = await self._ask(link.status)
         if status.session != self._session or status.stage not in (
@@ -476,7 +485,7 @@ class Attempt:
                     *(Level.ERROR, "migration-waits"),
                     "all of the VM has arrived, but the source has not said that it may run: it"
                     " stays paused.  Migrate again from the source; if the source is lost for"
-                    f" good: uffdmm migrate {self._vm} --take",
+                    f" good: uffdmm migrate {self.vm} --take",
                 )
                 return
         except UffdmmError:
@@ -499,8 +508,8 @@ class Attempt:
 
     def _say(self, level: Level, event: str, text: str) -> None:
         self._log.line(
-            *(level, event, f"VM '{self._vm}': {text}"),
-            vm=self._vm,
+            *(level, event, f"VM '{self.vm}': {text}"),
+            vm=self.vm,
             session=f"{self._session:#x}",
             peer=_peer_of(self._channel.writer),
         )

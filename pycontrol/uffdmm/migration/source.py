@@ -278,6 +278,7 @@ class Source:
             # A control plane that died has left its session.
             self._state.session = status.session
             await self._end_session()
+            self._state.session = 0
         self._state.regions = await self._ask(self._regions)
         self._progress = replace(self._progress, total_bytes=stats.ram_bytes)
         await self._connect()
@@ -529,7 +530,10 @@ class Source:
         await channel.send(frames.Resume(vm=self._request.vm, session=self._state.session))
         answer = await channel.receive(_TAKE_SECONDS)
         if isinstance(answer, Refuse):
-            raise Refused(f"the destination refuses: {answer.message}", answer.remedy)
+            # That the former connection is still open over there is no answer to this: it passes.
+            final = answer.stage == Stage.TAKE
+            text = f"the destination refuses: {answer.message}"
+            raise (Refused if final else PeerError)(text, answer.remedy)
         if not isinstance(answer, frames.Waiting):
             raise PeerError(f"the destination answered with '{kind_of(answer)}'")
         return not answer.running
@@ -573,6 +577,12 @@ class Source:
                 f" uffdmm migrate {self._request.vm} --take"
             )
             error = UffdmmError(_message(error), remedy)
+        elif self.stage is Stage.CONNECT and self._state.session:
+            where = (
+                "the guest stands still here since an attempt that was left; run this command again"
+                " when the other host can be reached, or, unless its volume is released:"
+                f" uffdmm migrate {self._request.vm} --abandon"
+            )
         return _as_migration(self.stage, error, where)
 
     async def _go_back(self, reason: str) -> str | None:
