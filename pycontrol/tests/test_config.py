@@ -87,6 +87,7 @@ listen = "[::]:7661"
 certificates = "/etc/pki/x"
 allow = ["b.example"]
 qmp = "/run/{vm}"
+prefetch = false
 [vm.db.tier.ram]
 capacity = "2G"
 codec = "lz4"
@@ -122,6 +123,7 @@ codec = "lz4"
     move = config.migration
     assert (move.listen, move.certificates) == ("[::]:7661", "/etc/pki/x")
     assert (move.allow, move.qmp) == (["b.example"], "/run/{vm}")
+    assert move.prefetch is False
     assert config.vm["db"].limit == "4G"
     assert (config.vm["db"].readahead, config.vm["db"].demote_after) == (1, 0)
     assert config.vm["db"].tier["ram"].capacity == 2 << 30

@@ -82,6 +82,7 @@ def settings_of(config: Config) -> Settings | None:
         qmp=table.qmp or DEFAULT_MONITOR,
         qmp_of={name: vm.qmp for name, vm in config.vm.items() if vm.qmp},
         allow=tuple(table.allow or ()),
+        prefetch=table.prefetch is not False,
     )
 
 

@@ -137,6 +137,11 @@ class MigrationTable(Table):
         description="monitor socket of a VM, {vm} stands for its name; /run/uffdmm/{vm}.qmp by"
         " default",
     )
+    prefetch: bool | None = Field(
+        default=None,
+        description="whether a VM that has come is given what it used last without asking for it;"
+        " true by default",
+    )
 
 
 class ErrorTable(Table):

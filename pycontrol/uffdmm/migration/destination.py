@@ -53,6 +53,7 @@ class Settings:
     qmp: str  # path of a VM's monitor socket, {vm} is its name
     qmp_of: dict[str, str] = field(default_factory=dict)  # VMs whose path is another one
     allow: tuple[str, ...] = ()  # names in certificates; empty: all of the authority
+    prefetch: bool = True  # bring back what a VM used last, once it runs here
 
     def monitor(self, vm: str) -> Path:
         """The monitor socket of a VM."""
@@ -459,7 +460,11 @@ class Attempt:
         assert self._qmp is not None
         await take_and_run(self._link, self._qmp, self._session, [released.epoch], run=released.run)
         self._taken = True
-        await self._channel.send(frames.Running())
+        try:
+            await self._channel.send(frames.Running())
+        finally:
+            if self._receiver.settings.prefetch:
+                await prefetch(self._link)
         self._say(Level.NOTICE, "migration-done", "the guest is here")
 
     async def _end(self) -> None:
@@ -522,7 +527,7 @@ class Attempt:
 async def take_and_run(
     link: MigrationLink, qmp: Qmp, session: int, epochs: list[int], *, run: bool
 ) -> None:
-    """Take the volume in one of these epochs, let the guest run, bring back what it used last.
+    """Take the volume in one of these epochs, let the guest run.
 
     :raise UffdmmError: it is not ours to take; the guest stays paused
     """
@@ -540,6 +545,10 @@ async def take_and_run(
         raise refusal
     if run:
         await qmp.execute("cont")
+
+
+async def prefetch(link: MigrationLink) -> None:
+    """Have brought back in the background what the guest used last, as far as there is room."""
     # Nothing that the guest waits for: what it does not find is fetched when it asks.
     with contextlib.suppress(UffdmmError):
         stats = await aside(link.vm.statistics)
@@ -563,6 +572,7 @@ async def take_over(manager: Manager, vm: str, qmp_path: Path) -> None:
             )
         # Released in the next epoch, or by the end of the source's QEMU in the one it had.
         await take_and_run(*(link, qmp, status.session), [status.epoch + 1, status.epoch], run=True)
+        await prefetch(link)
     finally:
         await qmp.close()
         link.close()
