@@ -113,6 +113,12 @@ class Guest:
             raise HarnessError("QEMU's monitor is not connected")
         return self._monitor.event(names, timeout)
 
+    def events(self) -> list[tuple[str, float]]:
+        """Events of the monitor since the last call: name, and seconds since 1970."""
+        self.qmp("query-status")
+        assert self._monitor is not None
+        return self._monitor.events()
+
     def hmp(self, command: str) -> str:
         """Execute a command of the human monitor; its text."""
         return str(self.qmp("human-monitor-command", command_line=command))

@@ -3,11 +3,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import Container, Coroutine
+from collections.abc import Container, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from qemu.qmp import QMPClient
+from qemu.qmp import EventListener, QMPClient
 
 _CLOSE_SECONDS = 5.0
 
@@ -22,6 +22,8 @@ class Monitor:
     def __init__(self, path: Path, timeout: float) -> None:
         self._loop = asyncio.new_event_loop()
         self._client = QMPClient("guest")
+        self._events = EventListener()
+        self._client.register_listener(self._events)
         try:
             self._wait(self._client.connect(str(path)), timeout)
         except BaseException:
@@ -55,9 +57,20 @@ class Monitor:
             if event["event"] in names:
                 return str(event["event"]), event.get("data")
 
+    def events(self) -> list[tuple[str, float]]:
+        """Events that came before the last answer: name, and seconds since 1970 at QEMU."""
+        return [
+            (str(event["event"]), _seconds(cast(Mapping[str, int], event["timestamp"])))
+            for event in self._events.clear()
+        ]
+
     def close(self) -> None:
         """Hang up."""
         # A QEMU that was killed has hung up already, and the client reports that as an error.
         with contextlib.suppress(Exception):
             self._wait(self._client.disconnect(), _CLOSE_SECONDS)
         self._loop.close()
+
+
+def _seconds(stamp: Mapping[str, int]) -> float:
+    return stamp["seconds"] + stamp["microseconds"] / 1e6

@@ -50,13 +50,32 @@ class MemoryCgroup:
                 f"cannot set the limit of the memory cgroup to {limit} bytes: {error.strerror}"
             ) from None
 
+    def usage(self) -> int:
+        """Bytes that are charged."""
+        name = "memory.usage_in_bytes" if self._v1 else "memory.current"
+        return int((self._path / name).read_text())
+
+    def anonymous(self) -> int:
+        """Bytes of anonymous memory that are mapped: without the page cache, which goes first."""
+        stat = dict(line.split() for line in (self._path / "memory.stat").read_text().splitlines())
+        return int(stat["rss" if self._v1 else "anon"])
+
+    def squeeze(self, limit: int, step: int = 64 << 20) -> None:
+        """Lower the limit in steps: of much at once the kernel gives up half-way.
+
+        :raise HarnessError: the kernel could not reclaim that much
+        """
+        while (usage := self.usage()) - step > limit:
+            self.set_limit(usage - step)
+        self.set_limit(limit)
+
     def unmapped_anonymous(self) -> int:
         """Bytes of anonymous memory that are charged but mapped nowhere: swap read ahead.
 
         They are in memory as much as mapped ones, but no process's resident set has them.
         """
         stat = dict(line.split() for line in (self._path / "memory.stat").read_text().splitlines())
-        mapped = int(stat["rss" if self._v1 else "anon"])
+        mapped = self.anonymous()
         # Shared memory is on the same lists; v1 counts it into "cache" and names it as well.
         listed = int(stat["active_anon"]) + int(stat["inactive_anon"]) - int(stat["shmem"])
         return max(0, listed - mapped)

@@ -5,6 +5,7 @@ A guest whose memory cannot be had makes no step and sends nothing, so every wai
 :class:`PortTimeout` is an ordinary outcome that tests ask for.
 """
 
+import contextlib
 import json
 import socket
 import time
@@ -62,6 +63,24 @@ class GuestPort:
         """Send one command and wait for nothing."""
         self._socket.sendall(command.encode() + b"\n")
 
+    def fileno(self) -> int:
+        """For select."""
+        return self._socket.fileno()
+
+    def continue_from(self, other: "GuestPort") -> None:
+        """A guest that moved goes on here with the record that it had begun there."""
+        self._pending, other._pending = other._pending + self._pending, b""
+
+    def arrived(self) -> list[Record]:
+        """The records that are here already; waits for none."""
+        with contextlib.suppress(BlockingIOError):
+            data = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+            if not data:
+                raise HarnessError("QEMU closed the port of the guest: it has ended")
+            self._pending += data
+        *lines, self._pending = self._pending.split(b"\n")
+        return [_record_of(line) for line in lines]
+
     def read(self, timeout: float) -> Record:
         """The next record.
 
@@ -80,13 +99,7 @@ class GuestPort:
                 raise HarnessError("QEMU closed the port of the guest: it has ended")
             self._pending += data
         line, self._pending = self._pending.split(b"\n", 1)
-        try:
-            record = json.loads(line)
-        except ValueError:
-            raise HarnessError(f"the guest sent {line!r}, which is no JSON") from None
-        if not isinstance(record, dict):
-            raise HarnessError(f"the guest sent {line!r}, which is no record")
-        return record
+        return _record_of(line)
 
     def records(self, until: set[str], timeout: float) -> Iterator[Record]:
         """All records up to and including the first whose event is in ``until``.
@@ -179,3 +192,13 @@ class GuestPort:
     def memory(self) -> Record:
         """``total_bytes`` and ``free_bytes`` of the guest."""
         return self.ask("memory", {"memory"}, 10)[-1]
+
+
+def _record_of(line: bytes) -> Record:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        raise HarnessError(f"the guest sent {line!r}, which is no JSON") from None
+    if not isinstance(record, dict):
+        raise HarnessError(f"the guest sent {line!r}, which is no record")
+    return record
