@@ -47,6 +47,7 @@
 #include "evict_io.h"
 #include "fault.h"
 #include "log.h"
+#include "mig_room.h"
 #include "pins.h"
 #include "queue.h"
 #include "region.h"
@@ -551,6 +552,9 @@ static void make_room(struct evictor *ev)
             if (stats_get(&vm->stats->pinned) != pinned) {
                 pins_give_room(vm);
             }
+            if (bt && bt->store_trouble) {
+                mig_give_room(vm);
+            }
             kick_waiters(vm);
             pthread_rwlock_unlock(&vm->regions_lock);
             wait_for_work(vm, !bt                 ? PARKED_LOOK_MS
@@ -582,6 +586,7 @@ static void evict_asked(struct evictor *ev)
         unsigned freed = resume_parked(vm, ev->batches);
         struct batch *bt = idle_batch(ev->batches);
 
+        mig_take_room(vm);
         if (bt) {
             freed += evict_batch(vm, bt, want, &chances);
         }
@@ -628,10 +633,12 @@ static void *evict_thread(void *opaque)
         pthread_rwlock_unlock(&vm->regions_lock);
         atomic_store(&vm->evictor_idle, true);
         if (vm_room(vm) >= vm_margin_low(vm) && !asked(vm) && !atomic_load(&vm->stop)) {
-            bool look = any_parked(ev->batches) || atomic_load(&vm->pins_room);
+            bool look = any_parked(ev->batches) || atomic_load(&vm->pins_room) ||
+                        mig_room_given(vm);
 
             wait_for_work(vm, look ? PARKED_LOOK_MS : -1);
         }
+        mig_take_room(vm);
         atomic_store(&vm->evictor_idle, false);
     }
     finish_parked(vm, ev->batches);

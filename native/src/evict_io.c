@@ -19,6 +19,7 @@
 #include "clock.h"
 #include "copies.h"
 #include "log.h"
+#include "mig_room.h"
 #include "probes.h"
 #include "queue.h"
 #include "region.h"
@@ -417,6 +418,9 @@ static void store_full(struct batch *bt)
         }
     }
     bt->store_trouble = true;
+    if (!trouble && mig_loading(bt->vm)) {
+        return;
+    }
     atomic_store(&bt->vm->store_state,
                  trouble ? UFFDMM_WORKER_STORE_ERROR : UFFDMM_WORKER_STORE_FULL);
     vm_show_state(bt->vm);

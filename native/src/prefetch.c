@@ -220,7 +220,8 @@ int prefetch_pages(struct region *r, int fd, uint32_t nr, uint64_t bytes, char *
 /* Room that prefetching may use without making the evictor start. */
 static int64_t spare_room(const struct vm *vm)
 {
-    return vm_room(vm) - vm_margin_high(vm);
+    return vm_room(vm) - vm_margin_high(vm) -
+           atomic_load_explicit(&vm->mig_room, memory_order_relaxed);
 }
 
 /* True when the shard can bring in this page. */

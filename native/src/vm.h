@@ -177,6 +177,7 @@ struct vm {
     _Atomic uint64_t limit;         /* pages */
     _Atomic uint64_t host_limit;    /* pages: what the host has huge pages for, huge.c */
     _Atomic int64_t pins_room;      /* pages in memory that do not count: pins.h */
+    _Atomic int64_t mig_room;       /* pages that may pass the limit: mig_room.h */
     _Atomic int64_t claimed;        /* of the room: by huge pages on their way in */
     _Atomic uint32_t nr_blocks;     /* of all regions */
     _Atomic uint32_t nr_huge;       /* regions of huge pages */
@@ -282,7 +283,8 @@ static inline int64_t vm_room(const struct vm *vm)
            atomic_load_explicit(&vm->resident, memory_order_relaxed) -
            atomic_load_explicit(&vm->arena_pages, memory_order_relaxed) -
            atomic_load_explicit(&vm->claimed, memory_order_relaxed) +
-           atomic_load_explicit(&vm->pins_room, memory_order_relaxed);
+           atomic_load_explicit(&vm->pins_room, memory_order_relaxed) +
+           atomic_load_explicit(&vm->mig_room, memory_order_relaxed);
 }
 
 /* Of the margins below: one huge page or two, 0 when the VM has none. */

@@ -18,11 +18,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { WORDS = 4096 / 8, SOURCE_TIER = 1, TARGET_TIER = 2 };
+enum { WORDS = 4096 / 8, SOURCE_TIER = 1 };
 
 static const char *const limited[] = {"--limit", "8M", NULL};
 
 /* ---- the store, and both sides ------------------------------------------------ */
+
+static unsigned target_tier(const struct rig *g)
+{
+    return g->target_bare ? 1 : 2;
+}
 
 static void make_folder(struct rig *g)
 {
@@ -126,9 +131,10 @@ void rig_start_source(struct rig *g)
 void rig_start_target(struct rig *g)
 {
     const char *tiers[] = {"pool=pool", g->tier, "local=file,path={store}", NULL};
+    const char *bare[] = {g->tier, NULL};
 
     manager_start_tiers(&g->target_manager, g->variable ? g->variable : "UFFDMM_MANAGER",
-                        tiers, limited);
+                        g->target_bare ? bare : tiers, limited);
     open_side(&g->target, &g->target_manager, vm_name(g, &g->target_manager),
               UFFDMM_CREATE_INCOMING);
     g->target_open = true;
@@ -273,7 +279,7 @@ int rig_prepare(struct rig *g)
 {
     struct uffdmm_mig_status_reply status = rig_status(g, &g->source_manager);
     struct uffdmm_mig_prepare prepare = {.session = RIG_SESSION,
-                                         .tier = TARGET_TIER,
+                                         .tier = target_tier(g),
                                          .epoch = status.epoch,
                                          .volume_name = "vm"};
     struct peer_msg reply;
@@ -402,7 +408,7 @@ void rig_stream(struct rig *g)
         }
         g->sent[pfn] = p;
         if (tier) {
-            p.entry ^= (uint64_t)(tier ^ TARGET_TIER) << UFFDMM_ENTRY_TIER_SHIFT;
+            p.entry ^= (uint64_t)(tier ^ target_tier(g)) << UFFDMM_ENTRY_TIER_SHIFT;
         }
         l[nr++] = (struct uffdmm_mig_location){
             .pfn = pfn, .entry = p.entry, .record = p.record};

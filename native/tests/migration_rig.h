@@ -19,6 +19,7 @@ struct rig {
     char shared[160];      /* folder of the store, "" for an export */
     char tier[256];        /* the shared tier, as an option */
     const char *target_vm; /* name of the VM there, NULL: "vm", as on the source */
+    bool target_bare;      /* it has the shared tier and no other */
     const char *variable;  /* which manager, NULL: UFFDMM_MANAGER */
     struct manager source_manager, target_manager;
     struct standin source, target;
