@@ -6,6 +6,7 @@
  *   fill bytes=N [seed=N]                      filling..., filled
  *   run pattern=random|sequential|hot ms=N     progress..., ran | corrupt, run-failed
  *       [seed=N] [report_ms=N] [write=PERCENT]   (ms=0: until stop)
+ *       [span=PERCENT]                           (of the pages, from the first on)
  *   stop                                       ends a run at its next progress line
  *   verify                                     verifying..., verified | corrupt..., verify-failed
  *   corrupt page=N [offset=N]                  corrupted
@@ -225,6 +226,11 @@ static void command_run(struct work *w, const char *line)
     run.duration_ms = number(line, "ms", 0, &ok);
     run.report_ms = number(line, "report_ms", 1000, &ok);
     run.write_percent = (uint32_t)number(line, "write", 25, &ok);
+    run.span_percent = (uint32_t)number(line, "span", 100, &ok);
+    if (ok && (run.span_percent < 1 || run.span_percent > 100)) {
+        report_error("span must be 1 to 100 percent, got %u", run.span_percent);
+        return;
+    }
     if (ok && parse_pattern(line, &run)) {
         work_run(w, &run);
     }

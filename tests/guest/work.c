@@ -200,7 +200,8 @@ static double meter_report(const char *event, const struct work_run *run, uint64
 void work_run(struct work *w, const struct work_run *run)
 {
     uint64_t state = mix(run->seed + 1) | 1;
-    uint64_t hot_pages = w->pages * HOT_PAGES_PERCENT / 100;
+    uint64_t pages = w->pages * run->span_percent / 100;
+    uint64_t hot_pages = pages * HOT_PAGES_PERCENT / 100;
     uint64_t steps = 0;
     uint64_t last_tsc = __rdtsc();
     uint64_t now = now_ns();
@@ -208,12 +209,12 @@ void work_run(struct work *w, const struct work_run *run)
     struct meter whole = {.base_ns = now, .base_tsc = last_tsc};
     struct meter part = whole;
 
-    if (!w->pages) {
+    if (!pages) {
         report_error("run: nothing is filled, send fill first");
         return;
     }
     while (!w->broken) {
-        uint64_t page = choose_page(run->pattern, w->pages, hot_pages, steps, &state);
+        uint64_t page = choose_page(run->pattern, pages, hot_pages, steps, &state);
         uint64_t random = next_random(&state);
         uint64_t tsc;
 

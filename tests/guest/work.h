@@ -27,6 +27,7 @@ struct work_run {
     uint64_t duration_ms; /* 0: until stopped */
     uint64_t report_ms;
     uint32_t write_percent;
+    uint32_t span_percent; /* of the pages, from the first on, are touched */
     bool (*stop_requested)(void);
 };
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from uffdmm_harness import HarnessError
 from uffdmm_harness.places import TOP
-from uffdmm_harness.port import GuestPort
+from uffdmm_harness.port import GuestCorrupt, GuestPort
 
 MIB = 1 << 20
 PAGES = 2 * MIB // 4096
@@ -66,6 +67,28 @@ def test_fill_then_verify(port: PtyPort) -> None:
     filled = port.fill(2 * MIB, seed=5)
     assert (filled["pages"], filled["seed"]) == (PAGES, 5)
     assert port.verify().verified
+
+
+def test_span_leaves_the_rest_alone(port: PtyPort) -> None:
+    port.fill(2 * MIB)
+    quarter = PAGES // 4
+    port.corrupt(page=quarter, offset=0)
+    for pattern in ("random", "sequential", "hot"):
+        assert port.run(pattern, 0.2, span=25).steps > 4 * PAGES
+    # The control: the page was wrong all the time, and the first one behind the span.
+    verified = port.verify()
+    assert [record["page"] for record in verified.named] == [quarter]
+    port.corrupt(page=quarter, offset=0)
+    port.corrupt(page=quarter - 1, offset=0)
+    with pytest.raises(GuestCorrupt):
+        port.run("sequential", 0.2, span=25)
+
+
+def test_span_is_checked(port: PtyPort) -> None:
+    port.fill(2 * MIB)
+    for span in (0, 101):
+        with pytest.raises(HarnessError, match="span must be 1 to 100"):
+            port.run("random", 0.1, span=span)
 
 
 @pytest.mark.parametrize("pattern", ["random", "sequential", "hot"])

@@ -141,15 +141,18 @@ class GuestPort:
         *,
         seed: int = 1,
         report_ms: int = 1000,
+        span: int = 100,
         timeout: float | None = None,
         progress: Callable[[Record], None] | None = None,
     ) -> RunResult:
         """Touch pages for some seconds.
 
+        :param span: per cent of the pages that are touched, from the first on
         :raise GuestCorrupt: a step met a wrong word
         """
         self.send(
             f"run pattern={pattern} ms={round(seconds * 1000)} seed={seed} report_ms={report_ms}"
+            f" span={span}"
         )
         wrong: list[Record] = []
         for record in self.records({"ran", "run-failed"}, timeout or seconds + 60):
