@@ -22,8 +22,14 @@ from uffdmm._native import lib
 from uffdmm.addresses import parse_address
 from uffdmm.cli.app import main
 from uffdmm.metrics import MetricsServer, UffdmmCollector
-from uffdmm.metrics.collector import approximate_sum, octaves
-from uffdmm.stats import bucket_bounds
+from uffdmm.metrics.collector import (
+    VM_COUNTERS,
+    VM_GAUGES,
+    VM_SECONDS,
+    approximate_sum,
+    octaves,
+)
+from uffdmm.stats import Stats, bucket_bounds
 
 MIB = 1 << 20
 BUCKETS = lib.UFFDMM_HIST_BUCKETS
@@ -84,6 +90,50 @@ def test_gauges_and_counters(web: LiveVm, collector: UffdmmCollector) -> None:
     # Each scrape looks anew.
     web.set(faults=8)
     assert of_vm(samples(scrape(collector)), "faults_total") == 8
+
+
+def test_what_protocol_3_added(web: LiveVm, collector: UffdmmCollector) -> None:
+    web.set(
+        pinned=1,
+        prefetched=2,
+        migration_swap_ins=3,
+        bypass_pages=4,
+        recoveries=5,
+        recovery_ns=6_500_000_000,
+        quarantined=7,
+        shares=300,
+        opt_out=1,
+    )
+    found = samples(scrape(collector))
+    assert of_vm(found, "pinned_pages_total") == 1
+    assert of_vm(found, "prefetched_pages_total") == 2
+    assert of_vm(found, "migration_swap_ins_total") == 3
+    assert of_vm(found, "bypass_pages_total") == 4
+    assert of_vm(found, "recoveries_total") == 5
+    assert of_vm(found, "recovery_seconds") == 6.5
+    assert of_vm(found, "quarantined_slots") == 7
+    assert of_vm(found, "shares") == 300
+    assert of_vm(found, "opted_out") == 1
+
+
+# Fields that are told in another way, or about which a graph would say nothing.
+NO_METRIC = {
+    *("worker_pid", "qemu_pid", "vm_name"),  # labels, or of no use over time
+    *("heartbeat_ns", "state", "fault_ns", "fault_hist"),  # an age, a state set, a histogram
+    *("nr_regions", "nr_tiers", "readahead_pages", "demote_after_ms", "track_permille"),  # settings
+    "resident_max_bytes",  # what max_over_time() says
+    # what the tiers have one by one
+    *("store_reads", "store_read_bytes", "store_writes", "store_write_bytes"),
+    *("store_trim_bytes", "store_errors", "checksum_errors"),
+    *("readahead_hits", "zaps", "demote_cancelled", "passed_on"),  # how, not what
+}
+
+
+def test_every_field_has_a_metric_or_a_reason() -> None:
+    told = [*VM_GAUGES, *VM_SECONDS, *VM_COUNTERS]
+    assert len(told) == len(set(told))
+    assert not set(told) & NO_METRIC
+    assert set(told) | NO_METRIC == set(Stats.model_fields)
 
 
 def test_the_histogram_of_faults(web: LiveVm, collector: UffdmmCollector) -> None:

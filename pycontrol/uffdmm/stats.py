@@ -221,8 +221,14 @@ class Stats(BaseModel):
     prefetched: int = Field(
         description="pages brought in because somebody asked for them beforehand"
     )
-    recoveries: int = Field(description="1 when this worker took over from a dead one")
-    recovery_ns: int = Field(description="how long that took, nanoseconds")
+    migration_swap_ins: int = Field(
+        description="pages that a thread of a migration brought in, which it is meant not to"
+    )
+    bypass_pages: int = Field(
+        description="stored pages that a migration read without bringing them in"
+    )
+    recoveries: int = Field(description="workers that took over from a dead one")
+    recovery_ns: int = Field(description="how long the last one took for that, nanoseconds")
     quarantined: int = Field(description="slots that wait for late writes of a dead worker")
     fault_hist: _HistogramField = Field(
         description="fault times as [from_ns, to_ns, count], buckets in use only"

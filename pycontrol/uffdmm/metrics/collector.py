@@ -39,6 +39,16 @@ VM_GAUGES = {
     "arena_bytes": ("arena_bytes", "Memory of the tiers that keep pages in memory."),
     "worker_rss_bytes": ("worker_resident_bytes", "Resident memory of the worker process."),
     "age_tracking": ("age_tracking", "1 while access tracking runs."),
+    "min_bytes": ("min_bytes", "Least that the control plane gives this VM."),
+    "max_bytes": ("max_bytes", "Most that the control plane gives this VM, 0 is no bound."),
+    "shares": ("shares", "Weight among the VMs of the host."),
+    "priority": ("priority", "0 to 100, higher ones are served first."),
+    "opt_out": ("opted_out", "1 when the control plane leaves this VM alone."),
+    "quarantined": ("quarantined_slots", "Slots that wait for late writes of a dead worker."),
+}
+# The same in nanoseconds, told in seconds.
+VM_SECONDS = {
+    "recovery_ns": ("recovery_seconds", "Time that the last recovery took, 0 is none."),
 }
 VM_COUNTERS = {
     "faults": ("faults", "Faults served."),
@@ -59,6 +69,11 @@ VM_COUNTERS = {
     "scanned_pages": ("scanned_pages", "Pages looked at by access scans."),
     "touched_pages": ("touched_pages", "Pages that access scans found in use."),
     "lost_pages": ("lost_pages", "Pages whose content cannot be had."),
+    "pinned": ("pinned_pages", "Pages not evicted because a device held their address."),
+    "prefetched": ("prefetched_pages", "Pages brought in because somebody asked beforehand."),
+    "migration_swap_ins": ("migration_swap_ins", "Pages that a thread of a migration brought in."),
+    "bypass_pages": ("bypass_pages", "Stored pages that a migration read past guest memory."),
+    "recoveries": ("recoveries", "Workers that took over from a dead one."),
 }
 TIER_GAUGES = {
     "capacity_bytes": ("capacity_bytes", "Room for this VM, 0 is as much as there is."),
@@ -161,6 +176,11 @@ def _of_vms(views: list[VmView]) -> Iterator[Metric]:
         gauge = GaugeMetricFamily(f"uffdmm_vm_{name}", text, labels=["vm"])
         for view, stats in answered:
             gauge.add_metric([view.name], getattr(stats, field))
+        yield gauge
+    for field, (name, text) in VM_SECONDS.items():
+        gauge = GaugeMetricFamily(f"uffdmm_vm_{name}", text, labels=["vm"])
+        for view, stats in answered:
+            gauge.add_metric([view.name], getattr(stats, field) / 1e9)
         yield gauge
     for field, (name, text) in VM_COUNTERS.items():
         counter = CounterMetricFamily(f"uffdmm_vm_{name}", text, labels=["vm"])
