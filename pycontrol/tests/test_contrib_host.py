@@ -57,15 +57,17 @@ def test_units(units: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"),
+    ("name", "right", "wrong"),
     [
-        ("KillMode=process", "KillMode=proces"),
-        ("ProtectSystem=strict", "ProtectSytem=strict"),
-        ("Type=exec", "Type=executable"),
+        ("manager", "KillMode=process", "KillMode=proces"),
+        ("manager", "ProtectSystem=strict", "ProtectSytem=strict"),
+        ("manager", "Type=exec", "Type=executable"),
+        ("serve", "SystemCallFilter=@system-service", "SystemCallFiltr=@system-service"),
+        ("serve", "Restart=on-failure", "Restart=on-fail"),
     ],
 )
-def test_a_wrong_unit_would_be_noticed(units: Path, right: str, wrong: str) -> None:
-    unit = units / "uffdmm-manager.service"
+def test_a_wrong_unit_would_be_noticed(units: Path, name: str, right: str, wrong: str) -> None:
+    unit = units / f"uffdmm-{name}.service"
     text = unit.read_text()
     assert right in text
     unit.write_text(text.replace(right, wrong))
@@ -75,6 +77,10 @@ def test_a_wrong_unit_would_be_noticed(units: Path, right: str, wrong: str) -> N
 def test_units_agree_with_the_program() -> None:
     assert f"ListenStream={DEFAULT_SOCKET}\n" in (UNITS / "uffdmm-manager.socket").read_text()
     assert f"--listen {DEFAULT_LISTEN}\n" in (UNITS / "uffdmm-exporter.service").read_text()
+    serve = (UNITS / "uffdmm-serve.service").read_text()
+    assert "\nExecStart=/usr/bin/uffdmm serve\n" in serve
+    # Nothing else has a right to the socket of the manager.
+    assert "User=" not in serve
     service = (UNITS / "uffdmm-manager.service").read_text()
     # Without these guests stall when the manager is restarted, or it cannot lock its tables.
     for line in ("KillMode=process", "SendSIGKILL=no", "LimitMEMLOCK=infinity"):
