@@ -15,7 +15,9 @@
  * use ages when pages in use at one scan were at least twice as likely in use
  * at the next one as the others, and ceases when few of them are.  Random access over
  * all of memory shows no such difference; then the next look comes after a pause
- * that doubles.
+ * that doubles.  A short eviction is still followed by the looks that such a
+ * conclusion takes: a control plane that takes memory step by step stops at the first
+ * one that is felt, and would never get to know what it could have taken instead.
  *
  * The scans also judge the guess of fault.c that a block should come in as a
  * whole: as long as pages that came that way are used clearly more than the average
@@ -66,6 +68,9 @@
 #define AHEAD_MANY 100000
 #define AHEAD_SAMPLE_MIN 512
 #define AHEAD_GAIN 1.5
+
+/* Scans in a row before ages tell pages apart: the first one only makes them. */
+#define LOOKS_MIN 2
 
 /* Looks in a row that must tell nothing before ages are no longer used. */
 #define DOUBTS_MAX 2
@@ -349,6 +354,9 @@ static bool due(struct vm *vm, struct tracker *t)
 {
     uint64_t evicted = stats_get(&vm->stats->evicted);
 
+    if (evicted == t->evicted && t->scans && t->scans < LOOKS_MIN) {
+        return true;
+    }
     if (evicted == t->evicted) {
         t->quiet++;
         t->scans = 0;
@@ -414,7 +422,7 @@ static void *background_thread(void *opaque)
         atomic_store(&vm->ahead_wasted,
                      s.ahead > AHEAD_TRIAL * (uint64_t)BLOCK_PAGES &&
                          atomic_load(&vm->ahead_blocks) <= AHEAD_TRIAL);
-        if (++t.scans < 2) {
+        if (++t.scans < LOOKS_MIN) {
             continue; /* ages mean something from the second scan on */
         }
         t.interval_ms = next_interval(vm, &s);

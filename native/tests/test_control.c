@@ -222,6 +222,29 @@ static void a_prefetch_keeps_below_the_limit(void **state)
     end();
 }
 
+/*
+ * Somebody who takes memory in small steps and stops in between is to know after the first one
+ * what is idle: that takes two looks, and more would cost the guest for nothing.
+ */
+static void a_short_eviction_is_looked_at_twice(void **state)
+{
+    enum { LOOKS = 2, PATIENCE = 1000, AFTERWARDS_US = 3000000 };
+    struct uffdmm_stats stats = {0};
+
+    (void)state;
+    begin(unlimited, 1);
+    assert_int_equal(stats_now().scanned_pages, 0);
+    assert_int_equal(move(UFFDMM_MSG_EVICT, MIB), 0);
+    for (int i = 0; i < PATIENCE && stats.scanned_pages < LOOKS * NR_PAGES; i++) {
+        usleep(10000);
+        stats = stats_now();
+    }
+    assert_int_equal(stats.scanned_pages, LOOKS * NR_PAGES);
+    usleep(AFTERWARDS_US);
+    assert_int_equal(stats_now().scanned_pages, LOOKS * NR_PAGES);
+    end();
+}
+
 static int page_list(const uint64_t *pages, uint32_t nr, bool sealed)
 {
     int fd = memfd_create("list", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -351,6 +374,7 @@ int main(void)
          evicted_pages_come_back_when_asked_for, NULL, NULL, &three},
         cmocka_unit_test(prefetched_pages_are_not_faulted_on),
         cmocka_unit_test(a_prefetch_keeps_below_the_limit),
+        cmocka_unit_test(a_short_eviction_is_looked_at_twice),
         cmocka_unit_test(a_list_of_pages_comes_in_and_nothing_else),
         cmocka_unit_test(bad_lists_are_refused),
         cmocka_unit_test(settings_of_the_control_plane_are_kept_and_checked),

@@ -167,6 +167,28 @@ static void worker_is_the_last_to_be_killed_for_memory(void **state)
     manager_stop(&m);
 }
 
+/* A session's place among the others, as the first line of /proc/PID/autogroup ends. */
+static void worker_has_weight_on_a_busy_host(void **state)
+{
+    char path[64], text[64] = "";
+    struct vmm v;
+    (void)state;
+
+    if (!has_capability(CAP_SYS_NICE) || access("/proc/self/autogroup", W_OK)) {
+        print_message("skip: it takes CAP_SYS_NICE, and a kernel that groups sessions\n");
+        skip();
+    }
+    manager_start(&m, "UFFDMM_MANAGER", NULL);
+    start_guest(&v, "vm");
+    snprintf(path, sizeof(path), "/proc/%d/autogroup", (int)worker_of("vm"));
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    assert_true(fd >= 0 && read(fd, text, sizeof(text) - 1) > 0);
+    close(fd);
+    assert_non_null(strstr(text, "nice -10"));
+    stop_guest(&v);
+    manager_stop(&m);
+}
+
 static void expect_namespace(const char *which, bool own)
 {
     char of_manager[64], of_worker[64];
@@ -370,6 +392,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(worker_has_no_rights_left),
         cmocka_unit_test(worker_is_the_last_to_be_killed_for_memory),
+        cmocka_unit_test(worker_has_weight_on_a_busy_host),
         cmocka_unit_test(worker_has_no_network_unless_a_tier_is_nbd),
         cmocka_unit_test(workers_run_as_another_user),
         cmocka_unit_test(store_of_another_user_is_refused),

@@ -173,14 +173,87 @@ def test_stall_takes_until_it_is_felt_and_gives_back() -> None:
         # A guest whose loss grows with what it lacks.
         loss = 0.002 * max(0.0, (need - resident) / (10 * MIB)) ** 2
         losses.append(loss)
-        sample = view("vm", limit_bytes=limit, resident_bytes=resident, stall_share=loss)
+        sample = view(
+            "vm",
+            limit_bytes=limit,
+            resident_bytes=resident,
+            stall_share=loss,
+            ages=ages(need, max(0, resident - need)),
+        )
         limit = policy.decide(host(RAM, sample)).limits["vm"]
     assert 280 * MIB < limit < 340 * MIB
     assert max(losses[-50:]) <= 0.0021
 
 
+def test_stall_takes_little_before_anybody_has_looked() -> None:
+    unknown = view("vm", resident_bytes=900 * MIB)
+    limit = load_policy("stall", stall_budget=0.002).decide(host(RAM, unknown)).limits["vm"]
+    assert 896 * MIB <= limit < 900 * MIB
+    known = view("vm", resident_bytes=900 * MIB, ages=ages(100 * MIB, 800 * MIB))
+    limit = load_policy("stall", stall_budget=0.002).decide(host(RAM, known)).limits["vm"]
+    assert 860 * MIB < limit < 880 * MIB
+
+
+def test_stall_forgives_a_moment_and_no_more() -> None:
+    policy = load_policy("stall", stall_budget=0.002)
+    limit = 600 * MIB
+
+    def sample(loss: float) -> int:
+        nonlocal limit
+        some = view(
+            *("vm",),
+            limit_bytes=limit,
+            resident_bytes=limit,
+            stall_share=loss,
+            ages=ages(100 * MIB, limit - 100 * MIB),
+        )
+        before, limit = limit, policy.decide(host(RAM, some)).limits["vm"]
+        return limit - before
+
+    assert sample(0.0) < 0
+    # Twice the budget in one second out of many: taken on, but less.
+    assert -18 * MIB < sample(0.004) < 0
+    # Again and again, or very much: given back.
+    assert max(sample(0.004) for _ in range(8)) > 0
+    assert sample(0.5) > 50 * MIB
+    # And forgotten within some seconds, however bad it was.
+    changes = [sample(0.0) for _ in range(12)]
+    assert changes[0] > 0 > changes[-1]
+
+
+def test_idle_memory_is_found_fast_while_another_one_stalls() -> None:
+    idle = view("idle", resident_bytes=600 * MIB, limit_bytes=600 * MIB)
+    quiet = view("busy", resident_bytes=424 * MIB, limit_bytes=424 * MIB)
+    stalled = view(
+        "busy",
+        resident_bytes=424 * MIB,
+        limit_bytes=424 * MIB,
+        stall_share=0.5,
+        refault_rate=20.0 * MIB,
+    )
+    limits = {}
+    for other in (quiet, stalled):
+        policy = load_policy("shares", stall_budget=0.002)
+        for _ in range(5):
+            decision = policy.decide(host(1024 * MIB, idle, other))
+        limits[other.stall_share] = decision.limits["idle"]
+    # Nobody lacks anything: nothing is taken for nothing.
+    assert limits[0.0] > 570 * MIB
+    assert limits[0.5] < 400 * MIB
+
+
+def test_the_rest_goes_where_it_is_used() -> None:
+    policy = load_policy("shares", stall_budget=0.002)
+    idle = view("idle", ages=ages(10 * MIB, 90 * MIB), resident_bytes=100 * MIB)
+    busy = view("busy", ages=ages(500 * MIB, 0), resident_bytes=500 * MIB)
+    for _ in range(10):
+        limits = policy.decide(host(1000 * MIB, idle, busy)).limits
+    assert limits["idle"] < 100 * MIB
+    assert limits["busy"] > 900 * MIB
+
+
 def test_stall_takes_faster_under_pressure() -> None:
-    sample = view("vm", resident_bytes=900 * MIB)
+    sample = view("vm", resident_bytes=900 * MIB, ages=ages(100 * MIB, 800 * MIB))
     calm, pressed = (
         load_policy("stall", stall_budget=0.002)
         .decide(host(RAM, sample, pressure=pressure))

@@ -6,6 +6,14 @@ faults (default: 0.2 % of its vCPU time), and gives back as soon as it loses mor
 smaller the nearer the loss is to the budget, so that a VM settles at the smallest memory that it
 does not feel.
 Growth back is slow unless the loss is far above the budget, and taking is faster under pressure.
+
+The loss that is acted on is a mean of some seconds: in one second a dozen reads of a disk are the
+whole budget.  A loss far above it counts at once, but for no more than it takes to give back as
+fast as can be: a single bad second is forgotten in ten.
+
+Which pages are idle is only known when the worker has looked, and it looks when it evicts; before,
+it takes pages in the order of their arrival, in use or not.  So the first step from memory that
+nobody has looked at is a small one, and takes nothing more until ages are known.
 """
 
 from .base import Decision, HostView, Policy, VmView
@@ -17,8 +25,12 @@ TAKE = 0.03
 GIVE = 0.01
 GIVE_MOST = 8.0
 PRESSURE = 4.0
-# Weight of the newest sample in the loss that is acted on when it falls; a rise counts at once.
-SMOOTHING = 0.3
+# Weight of the newest second in the loss that is acted on.
+SMOOTHING = 0.2
+# So many times the budget within one sample are no chance.
+ALARM = 10.0
+# Taken in a second from memory that nobody has looked at: enough to be seen by the worker.
+PROBE = 2 << 20
 
 
 class StallPolicy(Policy):
@@ -31,7 +43,7 @@ class StallPolicy(Policy):
 
     def decide(self, host: HostView) -> Decision:
         """A target for each VM; by shares where not all targets fit the budget."""
-        self._losses = {name: self._loss(vm) for name, vm in host.vms.items()}
+        self._losses = {name: self._loss(vm, host.interval) for name, vm in host.vms.items()}
         self._targets = {name: self._target(vm, host) for name, vm in host.vms.items()}
         claims = {
             name: Claim(vm.min_bytes, max(vm.min_bytes, int(self._targets[name])), vm.shares)
@@ -39,9 +51,11 @@ class StallPolicy(Policy):
         }
         return Decision(share_out(host.budget_bytes, claims))
 
-    def _loss(self, vm: VmView) -> float:
+    def _loss(self, vm: VmView, interval: float) -> float:
         before = self._losses.get(vm.name, 0.0)
-        return max(vm.stall_share, before + SMOOTHING * (vm.stall_share - before))
+        if vm.stall_share > ALARM * self.stall_budget:
+            return max(before, ALARM * self.stall_budget)
+        return before + min(1.0, SMOOTHING * interval) * (vm.stall_share - before)
 
     def _target(self, vm: VmView, host: HostView) -> float:
         loss, budget = self._losses[vm.name], max(self.stall_budget, 1e-9)
@@ -50,8 +64,15 @@ class StallPolicy(Policy):
             strength = min(loss / budget - 1, GIVE_MOST)
             target = max(before, vm.resident_bytes) + strength * GIVE * vm.ram_bytes * host.interval
         else:
-            speed = TAKE * (1 - loss / budget) * (PRESSURE if host.pressure else 1.0)
             # Of what is resident: below a limit that is not reached nothing would change.
             start = min(before, float(max(vm.resident_bytes, vm.min_bytes)))
-            target = start * (1 - min(0.5, speed * host.interval))
+            target = start - self._step(vm, start, loss / budget, host)
         return min(max(target, float(vm.min_bytes)), float(vm.max_bytes))
+
+    @staticmethod
+    def _step(vm: VmView, start: float, used: float, host: HostView) -> float:
+        """Bytes to take from ``start``; ``used`` is the share of the stall budget that is gone."""
+        if host.pressure:
+            return start * min(0.5, PRESSURE * TAKE * (1 - used) * host.interval)
+        step = start * min(0.5, TAKE * (1 - used) * host.interval)
+        return min(step, PROBE * host.interval) if vm.ages is None else step

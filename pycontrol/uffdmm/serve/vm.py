@@ -20,8 +20,10 @@ from ..stats import Stats
 from .host import nr_vcpus
 
 PAGE = 4096
-# Ages are worth something for so long after the worker's last look.
+# Ages are worth something for so long after the worker's last look, and from the second one on:
+# the first tells what was in use at that moment, and the worker does not go by it yet.
 _AGES_SECONDS = 15.0
+_LOOKS_LEAST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,11 @@ class VmLink:
             self._looked = now
         if stats.nr_regions != len(self.regions):
             self._map_regions()
-        known = self._looked is not None and now - self._looked <= _AGES_SECONDS
+        known = (
+            self._looked is not None
+            and now - self._looked <= _AGES_SECONDS
+            and stats.scanned_pages * PAGE >= _LOOKS_LEAST * stats.ram_bytes
+        )
         sample = Sample(
             stats=stats,
             stall_share=max(0, stats.fault_ns - before.fault_ns) / 1e9 / seconds / self._vcpus,
