@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_manager import FakeManager, FakeVm, pages_of, stats_bytes, struct_bytes, tier_bytes
+from live_vm import live_vm
 from test_policies import MIB, RAM, host, view
 from uffdmm import Manager, ProtocolError
 from uffdmm._native import ffi, lib
@@ -23,6 +24,7 @@ from uffdmm.serve.apply import next_limits
 from uffdmm.serve.bounds import Bounds, settle
 from uffdmm.serve.contain import Leash
 from uffdmm.serve.log import Log
+from uffdmm.serve.vm import VmLink
 
 
 class Says(Policy):
@@ -363,6 +365,25 @@ def test_ages_of_resident_pages(two: FakeManager) -> None:
         assert {age: found[age] for age in np.flatnonzero(found)} == {0: 1, 3: 1, 250: 1, 254: 1}
         first.close()
         second.close()
+
+
+def test_ages_are_shown_from_the_second_look_on(fake: FakeManager) -> None:
+    fake.vms.clear()
+    with live_vm(fake, "web") as web:
+        web.set(ram_bytes=4 * 4096, nr_regions=1)
+        web.vm.tables = [table([lib.UFFDMM_PAGE_RESIDENT] * 4, [0, 1, 1, 1])]
+        manager = Manager(fake.path)
+        (entry,) = manager.list_vms()
+        link = VmLink(manager, entry)
+        assert link.sample().ages is None
+        # The worker does not go by the first one either.
+        web.set(scanned_pages=4)
+        assert link.sample().ages is None
+        web.set(scanned_pages=8)
+        ages = link.sample().ages
+        assert ages is not None
+        assert (ages[0], ages[1]) == (4096, 3 * 4096)
+        link.close()
 
 
 def test_a_table_that_is_none_is_refused(two: FakeManager) -> None:
