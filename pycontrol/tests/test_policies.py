@@ -242,6 +242,26 @@ def test_idle_memory_is_found_fast_while_another_one_stalls() -> None:
     assert limits[0.5] < 400 * MIB
 
 
+def test_a_few_slow_faults_claim_little() -> None:
+    limits = {}
+    for loss, refaults in ((0.005, 0.04 * MIB), (0.5, 0.04 * MIB)):
+        policy = load_policy("shares", stall_budget=0.002)
+        size = 20 * MIB
+        for _ in range(10):
+            some = view(
+                *("some",),
+                limit_bytes=size,
+                resident_bytes=size,
+                stall_share=loss,
+                refault_rate=refaults,
+            )
+            other = view("other", ages=ages(950 * MIB, 0), resident_bytes=950 * MIB, priority=40)
+            size = policy.decide(host(RAM, some, other)).limits["some"]
+        limits[loss] = size
+    assert limits[0.005] < 50 * MIB
+    assert limits[0.5] > 150 * MIB
+
+
 def test_the_rest_goes_where_it_is_used() -> None:
     policy = load_policy("shares", stall_budget=0.002)
     idle = view("idle", ages=ages(10 * MIB, 90 * MIB), resident_bytes=100 * MIB)

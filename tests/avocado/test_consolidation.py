@@ -5,7 +5,7 @@ import json
 
 from uffdmm_test import MIB, UffdmmTest
 
-from uffdmm_harness import consolidation
+from uffdmm_harness import consolidation, places
 from uffdmm_harness.consolidation_trio import NAMES
 from uffdmm_harness.consolidation_ways import Sizes
 
@@ -21,12 +21,12 @@ class Consolidation(UffdmmTest):
     timeout = 400
 
     def test_all_of_it_in_small(self) -> None:
-        path = self.folder / "result.json"
-        status = consolidation.main(
-            ["--seconds", "4", "--rounds", "1", "--json", str(path)], sizes=SIZES
+        options = consolidation.Options(
+            seconds=4, rounds=1, pins=(), store=places.DISK_FOLDER, sizes=SIZES
         )
-        told = json.loads(path.read_text())
-        self.assertEqual((status, told["error"]), (0, None))
+        bench = consolidation.Consolidation(options)
+        bench.run()
+        told = json.loads(json.dumps(consolidation.summary(options, bench.result, None)))
         self.assertIs(told["verified"], True)
         self.assertIs(told["budget_kept"], True)
         for name in ("work_ratio", "reclaimed_share", "stall_share"):

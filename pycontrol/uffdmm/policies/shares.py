@@ -26,8 +26,11 @@ HORIZON = 5.0
 DECAY = 0.03
 DECAY_WANTED = 0.2
 AT_LIMIT = 0.95
-# A stalled VM asks for this share of its RAM more at least.
+# A VM that loses a tenth of its time or more asks for this share of its RAM more at least, in a
+# second; one that loses less for less: an idle guest that misses a few pages now and then, slowly
+# because the host is busy, does not want half of the host.
 GROWTH = 0.02
+GROWTH_STALL = 0.1
 
 
 class SharesPolicy(Policy):
@@ -69,7 +72,8 @@ class SharesPolicy(Policy):
     def _claim(self, vm: VmView, interval: float, *, wanted: bool) -> float:
         before = self._claims.get(vm.name, float(min(vm.resident_bytes, vm.limit_bytes)))
         if self._stalls(vm):
-            more = max(vm.refault_rate * HORIZON, GROWTH * vm.ram_bytes * interval)
+            urgency = min(1.0, vm.stall_share / GROWTH_STALL)
+            more = max(vm.refault_rate * HORIZON, urgency * GROWTH * vm.ram_bytes * interval)
             # What it has and, so that claims do not run away from limits, a bounded part more.
             return min(float(vm.max_bytes), max(before, vm.resident_bytes) + more)
         active = vm.active_bytes()

@@ -53,7 +53,7 @@ class Options:
     rounds: int
     pins: tuple[int, ...]
     store: Path
-    sizes: Sizes = field(default_factory=Sizes)
+    sizes: Sizes = field(default_factory=Sizes)  # tests have smaller ones
 
 
 @dataclass(slots=True)
@@ -265,14 +265,9 @@ def _parse(arguments: list[str] | None) -> tuple[Options, Path | None]:
     return options, words.json
 
 
-def main(arguments: list[str] | None = None, sizes: Sizes | None = None) -> int:
-    """Run the benchmark; the exit status.
-
-    :param sizes: others than those of the benchmark, for tests
-    """
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark; the exit status."""
     options, json_path = _parse(arguments)
-    if sizes:
-        options.sizes = sizes
     error: str | None = "interrupted"
     result = Result()
     with contextlib.suppress(KeyboardInterrupt), interrupts.as_exceptions():
