@@ -39,7 +39,7 @@ def test_commands(fake: FakeManager) -> None:
     assert complete("ev", socket=fake.path)[0] == "events"
 
 
-@pytest.mark.parametrize("command", ["status", "tiers", "set-policy", "events"])
+@pytest.mark.parametrize("command", ["status", "tiers", "set-policy", "events", "record"])
 def test_names_of_vms(fake: FakeManager, command: str) -> None:
     fake.vms["web"] = FakeVm(fake.vms["demo"].page)
     assert complete(command, "d", socket=fake.path) == ["demo"]

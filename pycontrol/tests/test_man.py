@@ -18,6 +18,7 @@ from uffdmm.cli.config import CommandLine, ConfigReport, ShownConfig
 from uffdmm.cli.exits import Exit
 from uffdmm.cli.move import MoveReport
 from uffdmm.cli.policy import PolicyReport
+from uffdmm.cli.record import RecordReport
 from uffdmm.cli.tiers import TierReport, TiersReport, VmTiers
 from uffdmm.cli.top import TopReport, TopVm
 from uffdmm.cli.vms import ListedVm, ListReport, StatusReport
@@ -39,6 +40,7 @@ from uffdmm.events import Event, EventKind
 from uffdmm.hostcheck import Check
 from uffdmm.migration.plan import Forecast
 from uffdmm.migration.source import DryRun, Report
+from uffdmm.simulate import SimulationReport, VmReport
 
 MAN = Path(__file__).parents[1] / "man"
 
@@ -77,6 +79,7 @@ def test_a_broken_page_would_be_noticed(tmp_path: Path) -> None:
     [
         *(ListReport, ListedVm, StatusReport, PolicyReport, TestedHostReport, Check),
         *(TopReport, TopVm, Event, MoveReport, Report, DryRun, Forecast),
+        *(RecordReport, SimulationReport, VmReport),
         *(TiersReport, VmTiers, TierReport, ConfigReport, Problem, ShownConfig, CommandLine),
     ],
 )
@@ -90,6 +93,7 @@ def test_every_json_key_is_documented(model: type[BaseModel]) -> None:
     [
         *(StatusReport, TierReport, PolicyReport, TopReport, TopVm, Event, MoveReport),
         *(Report, DryRun, Forecast),
+        *(RecordReport, SimulationReport, VmReport),
     ],
 )
 def test_every_key_has_its_description(model: type[BaseModel]) -> None:
@@ -167,7 +171,7 @@ def test_every_command_and_option_is_documented() -> None:
     commands = dict(group.commands)  # type: ignore[attr-defined]
     assert set(commands) == {
         *("list", "status", "tiers", "set-policy", "check-host", "manager", "serve", "config"),
-        *("top", "events", "exporter", "evict", "prefetch", "migrate"),
+        *("top", "events", "exporter", "evict", "prefetch", "migrate", "record", "simulate"),
     }
     group_of_config = commands.pop("config").commands
     assert set(group_of_config) == {"check", "show", "command"}

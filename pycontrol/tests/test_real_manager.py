@@ -26,6 +26,8 @@ from uffdmm import (
 )
 from uffdmm.cli.app import main
 from uffdmm.serve.host import overhead
+from uffdmm.trace import load_trace
+from uffdmm.trace.model import unpack
 
 pytestmark = pytest.mark.manager
 
@@ -372,3 +374,23 @@ def test_regions_of_the_real_worker(socket_path: Path, vmm: Vmm) -> None:
         eventually(lambda: vm.statistics().prefetched > before, "prefetched")
         with pytest.raises(ManagerError, match="has no region 9"):
             vm.prefetch(MIB, [0], region_id=9)
+
+
+def test_record(
+    socket_path: Path, vmm: Vmm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "demo.npz"
+    words = ("record", "demo", "--seconds", "1", "--interval", "0.2", "-o", str(file), "--json")
+    assert main(["--socket", str(socket_path), *words]) == 0
+    report = json.loads(capsys.readouterr().out)
+    trace = load_trace(file)
+    assert report["samples"] == len(trace.times) >= 5
+    assert (trace.name, trace.ram_bytes, trace.stride) == ("demo", SIZE, 1)
+    # Each page was filled, and is in one place or the other.
+    resident, stored = (unpack(row, trace.nr_units) for row in (trace.resident, trace.stored))
+    assert (resident | stored).all()
+    assert not (resident & stored).any()
+    assert resident.sum() * 4096 == trace.counters["resident_bytes"][0] <= LIMIT
+    assert trace.counters["faults_store"][0] > 0
+    # Nothing happens to it, and nobody looks.
+    assert (report["looked"], report["used_mean_bytes"]) == (0, 0)

@@ -35,6 +35,8 @@ module          concern
 ``pagetable``   states and ages of all pages of a region, as numpy views
 ``policies``    who gets how much of the host's budget
 ``serve``       the control plane: samples, policies, limits
+``trace``       which memory a VM used: recorded, made up, as a file
+``simulate``    policies against traces
 ``sizes``       ``512M`` to bytes and back
 ``durations``   ``30s`` to nanoseconds and back
 ``config``      ``uffdmm.toml``: the model, reading it, the manager's command line from it
@@ -60,6 +62,8 @@ Errors are one tree; catch the widest that you can handle::
      |    +-- VersionError    no common version of the protocol
      +-- ManagerError         the manager answered with an error
      |    +-- NoSuchVmError   it serves no VM of that name
+     +-- TraceError           a trace that cannot be used, or cannot be made
+     +-- PlotError            a picture that cannot be drawn
      +-- NoSuchTierError      the VM has no tier of that name
      +-- SelfTestError        the self-test could not run on this host
 """

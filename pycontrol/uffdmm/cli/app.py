@@ -20,7 +20,9 @@ from .migrate import migrate
 from .move import evict, prefetch
 from .output import print_error
 from .policy import set_policy
+from .record import record
 from .serve import serve
+from .simulate import simulate
 from .tiers import tiers
 from .top import top
 from .vms import list_vms, status
@@ -43,6 +45,8 @@ app.command("prefetch")(prefetch)
 app.command("exporter")(exporter)
 app.command("serve")(serve)
 app.command("migrate")(migrate)
+app.command("record")(record)
+app.command("simulate")(simulate)
 app.command("check-host")(check_host)
 app.command("manager", context_settings=MANAGER_CONTEXT)(run_manager)
 app.add_typer(config_app, name="config")

@@ -18,6 +18,8 @@ NO_SPDX = (
     "LICENSE",
     "py.typed",
     ".json",
+    # archives of arrays: recorded traces
+    ".npz",
     # the series, and what it is made of: every line in them is part of it
     ".patch",
     ".diff",
