@@ -780,10 +780,7 @@ static bool can_make_way(const struct worker *w)
                vm->nr_tiers == vm->options->nr_tiers + 1;
 
     for (unsigned i = 1; i < vm->nr_tiers; i++) {
-        const struct tier_config *c = &vm->tier_configs[i];
-
-        can &= vm->tiers[i] && tier_can_be_kept(c->type) &&
-               !(c->type == UFFDMM_TIER_FILE && c->shared);
+        can &= vm->tiers[i] != NULL;
     }
     for (int i = 0; i < UFFDMM_REGIONS_MAX; i++) {
         const struct region *r = vm->regions[i];
