@@ -324,8 +324,9 @@ int mig_export(struct vm *vm, struct conn *c)
         return conn_reply_error(c, -ENOENT, "there is no further region");
     }
     if (!mig_running(vm->mig) || !r->mig.set || r->mig.set->session != vm->mig->session) {
-        return mig_refuse(c, -EAGAIN,
-                          "region '%s' has no set of pages: QEMU has not begun", r->name);
+        /* asked again and again until it has: nothing for the log */
+        return conn_reply_error(c, -EAGAIN,
+                                "the region has no set of pages: QEMU has not begun");
     }
     fds[0] = control_open_readonly(r->mig.set_fd);
     fds[1] = control_open_readonly(r->table_fd);
