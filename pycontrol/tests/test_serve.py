@@ -290,6 +290,27 @@ def test_vms_come_and_go_and_workers_change(two: FakeManager) -> None:
     assert "event=gone" in log.getvalue()
 
 
+def test_a_vm_that_cannot_be_asked_has_what_its_limit_leaves_it(two: FakeManager) -> None:
+    budgets: list[int] = []
+
+    def look(view: HostView) -> Decision:
+        budgets.append(view.budget_bytes)
+        return Decision({"a": 400 * MIB})
+
+    serve, log = daemon(two, Says(look))
+    serve.tick()
+    held = two.vms["a"].limit_bytes
+    assert 400 * MIB <= held < 512 * MIB
+    # Its worker is gone, and nobody has taken its place yet.
+    two.vms["a"].worker_pid = 2**22 + 1
+    serve.tick()
+    serve.tick()
+    serve.close()
+    assert budgets[0] == RAM
+    assert budgets[1:] == [RAM - held] * 2
+    assert "bounds-refused" not in log.getvalue()
+
+
 def test_no_manager_is_told_once(two: FakeManager) -> None:
     serve, log = daemon(two, Says(lambda _: Decision({})))
     two.turn_away = (1, "go away")

@@ -58,6 +58,8 @@ class Daemon:
         self._leash = Leash(options.policy, policy, options.deadline)
         self._links: dict[str, VmLink] = {}
         self._bounds: dict[str, Bounds] = {}
+        # Limits in force as they were last seen or set, of VMs that cannot be asked just now.
+        self._limits: dict[str, int] = {}
         self._last: float | None = None
         self._stop = asyncio.Event()
 
@@ -182,9 +184,12 @@ class Daemon:
         memory = read_memory()
         budget = self._left(memory, samples)
         taking_part = {name: s for name, s in samples.items() if not s.stats.opt_out}
-        # One whose worker is being replaced still has its memory.
+        # One whose worker is being replaced, or too slow to answer, still has its memory: not its
+        # maximum, which would be taken off the others at once, but what its limit leaves it.
         away = {entry.vm_name for entry in entries} - set(samples)
-        budget -= sum(self._bounds[name].most for name in away if name in self._bounds)
+        seen = {name: s.stats.limit_bytes or s.stats.ram_bytes for name, s in taking_part.items()}
+        self._limits = {name: self._limits[name] for name in away & set(self._limits)} | seen
+        budget -= sum(self._limits[name] for name in away & set(self._limits))
         wanted = {name: bounds_of(sample.stats) for name, sample in taking_part.items()}
         bounds, refused = settle(budget, wanted, self._bounds)
         for name in refused:
@@ -262,6 +267,8 @@ class Daemon:
             if not isinstance(error, ManagerError) and name in self._links:
                 self._drop(name, "worker-lost")
             return False
+        if "limit_bytes" in values:
+            self._limits[name] = values["limit_bytes"]
         self._log.line(Level.INFO, "set", f"VM '{name}' changed", vm=name, **values)
         return True
 
