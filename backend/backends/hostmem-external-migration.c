@@ -173,6 +173,7 @@ bool hostmem_external_migration_start(RAMBlock *rb, bool by_location,
     struct uffdmm_mig_start start = {
         .region_id = region->id,
         .tid = qemu_get_thread_id(),
+        .flags = by_location ? 0 : UFFDMM_MIG_BY_CONTENT,
     };
     struct uffdmm_mig_start_reply reply;
     ExternalMigration *m;

@@ -177,7 +177,8 @@ int mig_start(struct vm *vm, struct conn *c)
     struct region *r = c->region;
     uint32_t stage = atomic_load(&m->stage);
     struct uffdmm_mig_start_reply reply = {0};
-    bool located = stage == UFFDMM_MIG_ARMED || stage == UFFDMM_MIG_RUNNING;
+    bool located = !(req->flags & UFFDMM_MIG_BY_CONTENT) &&
+                   (stage == UFFDMM_MIG_ARMED || stage == UFFDMM_MIG_RUNNING);
     int fds[2], nr_fds = 0, ret;
 
     if (!r || !r->attached || req->region_id != r->id) {
@@ -189,11 +190,14 @@ int mig_start(struct vm *vm, struct conn *c)
         return mig_refuse(c, -EBUSY, "VM '%s' has a migration already (%s): end it first",
                           vm->name, stage_name(stage));
     }
+    if (req->flags & ~(uint32_t)UFFDMM_MIG_BY_CONTENT) {
+        return mig_refuse(c, -EINVAL, "flags %#x of a migration are unknown", req->flags);
+    }
     ret = make_bounce(r);
     if (!ret && located) {
         ret = make_set(r, m->session);
     }
-    if (!ret && stage == UFFDMM_MIG_ARMED) {
+    if (!ret && located && stage == UFFDMM_MIG_ARMED) {
         ret = mig_freeze_begin(m);
     }
     if (ret) {

@@ -434,6 +434,49 @@ static void stored_pages_are_read_without_bringing_them_in(void **state)
     rig_end(&g);
 }
 
+/* A snapshot between MIG_ARM and the migration proper leaves the session as it is. */
+static void content_leaves_an_armed_session_armed(void **state)
+{
+    struct uffdmm_mig_arm arm = {.session = RIG_SESSION, .tier = SHARED_AT_SOURCE};
+    struct uffdmm_mig_start start = {.tid = 1, .flags = UFFDMM_MIG_BY_CONTENT};
+    struct uffdmm_mig_end end = {.outcome = UFFDMM_MIG_FAILED};
+    struct uffdmm_mig_start_reply answer;
+    static struct rig g;
+    struct peer_msg reply;
+    (void)state;
+
+    rig_init(&g);
+    rig_start_source(&g);
+    rig_fill(&g, 1);
+    start.region_id = g.source.id;
+    assert_int_equal(rig_control(&g, &g.source_manager, UFFDMM_MSG_MIG_ARM, &arm,
+                                 sizeof(arm), -1, &reply),
+                     0);
+    assert_int_equal(
+        standin_ask(&g.source, UFFDMM_MSG_MIG_START, &start, sizeof(start), &reply), 0);
+    memcpy(&answer, reply.payload, sizeof(answer));
+    assert_int_equal(answer.session, 0);
+    assert_int_equal(reply.nr_fds, 1);
+    peer_close_fds(&reply);
+    assert_int_equal(rig_status(&g, &g.source_manager).stage, UFFDMM_MIG_ARMED);
+    assert_int_equal(standin_request(&g.source, UFFDMM_MSG_MIG_END, &end, sizeof(end)),
+                     0);
+    assert_int_equal(rig_status(&g, &g.source_manager).stage, UFFDMM_MIG_ARMED);
+    start.flags = 2;
+    assert_int_equal(
+        standin_request(&g.source, UFFDMM_MSG_MIG_START, &start, sizeof(start)), -EINVAL);
+
+    start.flags = 0;
+    assert_int_equal(
+        standin_ask(&g.source, UFFDMM_MSG_MIG_START, &start, sizeof(start), &reply), 0);
+    memcpy(&answer, reply.payload, sizeof(answer));
+    assert_int_equal(answer.session, RIG_SESSION);
+    assert_int_equal(reply.nr_fds, 2);
+    peer_close_fds(&reply);
+    assert_int_equal(rig_status(&g, &g.source_manager).stage, UFFDMM_MIG_RUNNING);
+    rig_end(&g);
+}
+
 static void *touch_rest(void *arg)
 {
     struct rig *g = arg;
@@ -625,6 +668,7 @@ int main(void)
         cmocka_unit_test(locations_that_cannot_be_are_refused),
         cmocka_unit_test(messages_out_of_turn_are_refused),
         cmocka_unit_test(stored_pages_are_read_without_bringing_them_in),
+        cmocka_unit_test(content_leaves_an_armed_session_armed),
         cmocka_unit_test(swap_ins_are_those_of_the_thread_that_migrates),
         cmocka_unit_test(slot_that_s_names_is_not_used_again),
         cmocka_unit_test(control_without_freezing_slots_are_used_again),

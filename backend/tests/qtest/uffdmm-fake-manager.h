@@ -57,6 +57,7 @@ typedef struct FakeRegion {
     struct uffdmm_set_page *elements;
     uint8_t *bounce;
     unsigned starts;
+    uint32_t start_flags; /* MIG_START, the last one */
     unsigned reads;      /* MIG_READ */
     uint64_t read_pages; /* whose content went into the bounce buffer */
     unsigned sent;       /* MIG_END */

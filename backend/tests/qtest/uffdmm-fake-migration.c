@@ -46,9 +46,11 @@ static void fake_mig_start(FakeManager *m, FakeRegion *r,
                            const struct uffdmm_msg_header *h,
                            const struct uffdmm_mig_start *start)
 {
+    const uint64_t session = start->flags & UFFDMM_MIG_BY_CONTENT ? 0 :
+                             m->session;
     struct uffdmm_mig_start_reply reply = {
-        .session = m->session,
-        .set_size = m->session ? set_size(r) : 0,
+        .session = session,
+        .set_size = session ? set_size(r) : 0,
         .bounce_size = BOUNCE_SIZE,
         .tier = FAKE_SHARED_TIER,
     };
@@ -59,7 +61,8 @@ static void fake_mig_start(FakeManager *m, FakeRegion *r,
     g_assert_cmpuint(start->tid, !=, 0);
     fake_migration_close(r);
     r->starts++;
-    if (m->session) {
+    r->start_flags = start->flags;
+    if (session) {
         fds[nr] = fake_memfd("set", set_size(r), SEALS);
         r->set = map_memfd(fds[nr++], set_size(r));
         r->elements = (void *)((uint8_t *)r->set + SET_OFFSET);

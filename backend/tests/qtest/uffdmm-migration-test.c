@@ -112,11 +112,16 @@ static void make_resident(Side *s, uint64_t pfn, uint8_t value)
     qatomic_set(&s->r->entries[pfn], UFFDMM_PAGE_RESIDENT);
 }
 
-static void set_capability(QTestState *qts, const char *name)
+static void switch_capability(QTestState *qts, const char *name, bool on)
 {
     qtest_qmp_assert_success(qts, "{'execute': 'migrate-set-capabilities',"
                              " 'arguments': {'capabilities': [{"
-                             "  'capability': %s, 'state': true}]}}", name);
+                             "  'capability': %s, 'state': %i}]}}", name, on);
+}
+
+static void set_capability(QTestState *qts, const char *name)
+{
+    switch_capability(qts, name, true);
 }
 
 static void pair_start(Pair *p, uint64_t (*layout)(uint64_t), bool locations,
@@ -260,6 +265,7 @@ static void test_locations(const void *capability)
 
     g_assert_cmpuint(p.src.r->faults[0], ==, faults);
     g_assert_cmpuint(p.src.r->starts, ==, 1);
+    g_assert_cmphex(p.src.r->start_flags, ==, 0);
     g_assert_cmpuint(p.src.r->sent, ==, 1);
     g_assert_cmpuint(p.src.r->failed, ==, 0);
     for (uint64_t pfn = 0; pfn < NR_PAGES; pfn++) {
@@ -308,13 +314,43 @@ static void test_bypass(const void *capability)
 
     g_assert_cmpuint(p.src.r->faults[0], ==, faults);
     g_assert_cmpuint(p.dst.r->installs, ==, 0);
-    /* it was armed for nothing: no slot needs to be kept */
+    /* no slot needs to be kept */
     fake_manager_wait(p.src.m, p.src.r->failed == 1);
+    g_assert_cmphex(p.src.r->start_flags, ==, UFFDMM_MIG_BY_CONTENT);
     for (uint64_t pfn = 0; pfn < NR_PAGES; pfn++) {
-        g_assert_cmphex(p.src.r->elements[pfn].entry, ==, 0);
         g_assert_cmpuint(p.src.r->pins[pfn], ==, 0);
         assert_page(&p.dst, pfn, byte_of(mixed, pfn));
     }
+    pair_stop(&p);
+}
+
+/* A file has all content, and leaves the session to the migration proper. */
+static void test_file(void)
+{
+    g_autofree char *file = NULL;
+    Pair p;
+
+    pair_start(&p, mixed, true, NULL);
+    file = g_strdup_printf("file:%s/state", p.src.m->dir);
+    /* a file does not answer */
+    switch_capability(p.src.qts, "swap-locations", false);
+    switch_capability(p.src.qts, "return-path", false);
+    qtest_qmp_assert_success(p.src.qts, "{'execute': 'migrate',"
+                             " 'arguments': {'uri': %s}}", file);
+    wait_status(&p, "completed");
+    g_assert_cmphex(p.src.r->start_flags, ==, UFFDMM_MIG_BY_CONTENT);
+    g_assert_cmpint(stat_of(&p.src, "by-location"), ==, 0);
+    fake_manager_wait(p.src.m, p.src.r->failed == 1);
+
+    qtest_qmp_assert_success(p.src.qts, "{'execute': 'cont'}");
+    set_capability(p.src.qts, "return-path");
+    set_capability(p.src.qts, "swap-locations");
+    pair_migrate(&p);
+    wait_status(&p, "completed");
+    g_assert_cmphex(p.src.r->start_flags, ==, 0);
+    g_assert_cmpint(stat_of(&p.src, "by-location"), >, 0);
+    g_assert_cmpuint(p.dst.r->installs, ==, 1);
+    unlink(file + strlen("file:"));
     pair_stop(&p);
 }
 
@@ -594,6 +630,7 @@ int main(int argc, char **argv)
                         test_bypass);
     qtest_add_data_func("/uffdmm/migration/bypass-xbzrle", "xbzrle",
                         test_bypass);
+    qtest_add_func("/uffdmm/migration/file", test_file);
     qtest_add_func("/uffdmm/migration/read-ahead", test_read_ahead);
     qtest_add_func("/uffdmm/migration/backlog", test_backlog);
     qtest_add_func("/uffdmm/migration/moving-pages", test_moving_pages);

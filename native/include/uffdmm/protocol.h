@@ -326,7 +326,14 @@ struct uffdmm_mig_arm {
  */
 struct uffdmm_mig_start {
     uint32_t region_id;
-    uint32_t tid; /* of QEMU's migration thread; its faults are counted apart */
+    uint32_t tid;   /* of the thread that migrates; its faults count apart */
+    uint32_t flags; /* or of enum uffdmm_mig_start_flags */
+    uint32_t pad;
+};
+
+enum uffdmm_mig_start_flags {
+    /* as if nothing was armed; what is armed waits for a later migration */
+    UFFDMM_MIG_BY_CONTENT = 1
 };
 
 struct uffdmm_mig_start_reply {
