@@ -324,6 +324,72 @@ static void test_bypass(const void *capability)
     pair_stop(&p);
 }
 
+static unsigned count_pinned(Side *s)
+{
+    unsigned pinned = 0;
+
+    for (uint64_t pfn = 0; pfn < NR_PAGES; pfn++) {
+        pinned += qatomic_read(&s->r->pins[pfn]) != 0;
+    }
+    return pinned;
+}
+
+/* While a channel of multifd cannot write, the pages it was given stay. */
+static void test_multifd_pins(void)
+{
+    unsigned pinned = 0;
+    Pair p;
+
+    pair_start(&p, mixed, true, "multifd");
+    for (uint64_t pfn = 0; pfn < 1024; pfn++) {
+        make_resident(&p.src, pfn, RESIDENT);
+    }
+    /* sockets fill up */
+    g_assert_cmpint(kill(qtest_pid(p.dst.qts), SIGSTOP), ==, 0);
+    pair_migrate(&p);
+    for (int i = 0; i < 2000 && pinned < 100; i++) {
+        g_usleep(10 * 1000);
+        pinned = count_pinned(&p.src);
+    }
+    g_assert_cmpint(kill(qtest_pid(p.dst.qts), SIGCONT), ==, 0);
+    g_assert_cmpuint(pinned, >=, 100);
+    wait_status(&p, "completed");
+    g_assert_cmpuint(count_pinned(&p.src), ==, 0);
+    /* below 1 MiB there is a ROM */
+    for (uint64_t pfn = 256; pfn < 1024; pfn++) {
+        assert_page(&p.dst, pfn, RESIDENT);
+    }
+    pair_stop(&p);
+}
+
+/* The same, and they are not all sent */
+static void test_multifd_cancel(void)
+{
+    Pair p;
+
+    pair_start(&p, mixed, true, "multifd");
+    for (uint64_t pfn = 0; pfn < 1024; pfn++) {
+        make_resident(&p.src, pfn, RESIDENT);
+    }
+    g_assert_cmpint(kill(qtest_pid(p.dst.qts), SIGSTOP), ==, 0);
+    pair_migrate(&p);
+    while (count_pinned(&p.src) < 100) {
+        g_usleep(10 * 1000);
+    }
+    qtest_qmp_assert_success(p.src.qts, "{'execute': 'migrate_cancel'}");
+    g_assert_cmpint(kill(qtest_pid(p.dst.qts), SIGCONT), ==, 0);
+    wait_status(&p, "cancelled");
+    while (count_pinned(&p.src)) {
+        g_usleep(10 * 1000);
+    }
+
+    side_stop(&p.src);
+    qtest_set_expected_status(p.dst.qts, EXIT_FAILURE);
+    qtest_wait_qemu(p.dst.qts);
+    side_stop(&p.dst);
+    g_free(p.uri);
+}
+
 /* A file has all content, and leaves the session to the migration proper. */
 static void test_file(void)
 {
@@ -630,6 +696,8 @@ int main(int argc, char **argv)
                         test_bypass);
     qtest_add_data_func("/uffdmm/migration/bypass-xbzrle", "xbzrle",
                         test_bypass);
+    qtest_add_func("/uffdmm/migration/multifd-pins", test_multifd_pins);
+    qtest_add_func("/uffdmm/migration/multifd-cancel", test_multifd_cancel);
     qtest_add_func("/uffdmm/migration/file", test_file);
     qtest_add_func("/uffdmm/migration/read-ahead", test_read_ahead);
     qtest_add_func("/uffdmm/migration/backlog", test_backlog);
