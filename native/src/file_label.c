@@ -140,6 +140,7 @@ static int set_label(struct file_volume *v, bool locked, const char *what, char 
     struct timespec pause = {.tv_nsec = RIVAL_NS};
     int ret = write_label(v, &v->label);
 
+    v->lockless = !locked && !file_volume_is_device(v);
     if (ret) {
         snprintf(err, err_len, "cannot write the label of %s: %s", what, strerror(-ret));
         return ret;

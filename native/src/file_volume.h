@@ -33,6 +33,7 @@ struct file_volume {
     bool leftovers; /* it holds old pages that nobody needs */
     enum file_volume_zero zero;
     bool labelled;
+    bool lockless;                   /* a file whose file system has no locks */
     struct superblock label;         /* as written, if labelled */
     struct superblock former;        /* what the volume said before */
     char file[UFFDMM_NAME_MAX + 64]; /* name in the directory */

@@ -199,6 +199,7 @@ struct tier {
     bool unsettled;      /* not all who have pages here are known: nothing new; atomic */
     bool put_stores;     /* put() stores the bytes too, reads are done at once */
     int arena_fd;        /* memfd that QEMU keeps for a later worker, or -1 */
+    bool hard_to_keep;   /* a new worker could not take it over, or not use it at once */
     uint64_t max_bytes;  /* what this VM may store here, by policy; atomic */
     uint64_t io_pending; /* transfers under way; atomic */
     uint64_t writes;     /* of them, writes; atomic */

@@ -150,6 +150,7 @@ static int open_file(struct tier *t, const struct tier_vm *vm, char *err, size_t
     for (unsigned i = 0; !ret && i < t->config->nr_paths; i++) {
         ret = file_volume_open(&f->volumes[i], t->config, i, vm, err, err_len);
         f->nr += ret == 0;
+        t->hard_to_keep |= f->volumes[i].lockless;
     }
     t->priv = f;
     if (!ret && vm->kept) {
@@ -562,6 +563,7 @@ static int take_volume(struct tier *t, uint64_t epoch, char *err, size_t err_len
 
     if (!ret) {
         slots_mark_written(&f->slots);
+        t->hard_to_keep = f->volumes[0].lockless;
     }
     return ret;
 }

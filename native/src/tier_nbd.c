@@ -253,6 +253,7 @@ void nbd_ready(struct tier *t, struct nbd_tier *n)
     nbd_client_export(n->client, &e);
     t->priv = n;
     t->stats->shared = 1;
+    t->hard_to_keep = n->journal.fd < 0;
     log_info("tier %s: %s has %llu MiB, epoch %llu%s%s", t->config->name, n->name,
              (unsigned long long)(e.bytes >> 20), (unsigned long long)n->self.epoch,
              e.multi_conn ? "" : ", one connection only", e.can_trim ? "" : ", no trim");
@@ -267,14 +268,22 @@ static int start_journal(struct tier *t, struct nbd_tier *n, char *err, size_t e
 
     nbd_client_export(n->client, &e);
     bytes = e.bytes < JOURNAL_VOLUME_MAX ? e.bytes : JOURNAL_VOLUME_MAX;
+    if (t->config->capacity && t->config->capacity < bytes) {
+        bytes = t->config->capacity + PAGE_SIZE_4K;
+    }
     ret = journal_create(&n->journal, bytes / PAGE_SIZE_4K);
     if (ret) {
-        snprintf(err, err_len, "cannot make the journal of %s: %s", n->name,
-                 strerror(-ret));
+        snprintf(
+            err, err_len,
+            "cannot make the journal of %s, of %llu MiB: %s; raise the memlock limit of the "
+            "manager, or bound the tier with capacity=",
+            n->name, (unsigned long long)(bytes / PAGE_SIZE_4K / 4 >> 20),
+            strerror(-ret));
+        return ret;
     }
     n->slots.shown = n->journal.taken;
     t->arena_fd = n->journal.fd;
-    return ret;
+    return 0;
 }
 
 static int nbd_open(struct tier *t, const struct tier_vm *vm, char *err, size_t err_len)

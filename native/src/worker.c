@@ -780,7 +780,10 @@ static bool can_make_way(const struct worker *w)
                vm->nr_tiers == vm->options->nr_tiers + 1;
 
     for (unsigned i = 1; i < vm->nr_tiers; i++) {
-        can &= vm->tiers[i] != NULL;
+        const struct tier *t = vm->tiers[i];
+
+        /* a new worker would have to wait for a server that is away */
+        can &= t && !t->hard_to_keep && stats_get(&t->stats->state) != UFFDMM_TIER_AWAY;
     }
     for (int i = 0; i < UFFDMM_REGIONS_MAX; i++) {
         const struct region *r = vm->regions[i];

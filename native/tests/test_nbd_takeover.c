@@ -157,6 +157,7 @@ static void without_a_journal_all_free_slots_are_held_back(void **state)
     (void)state;
 
     start(&r, slots);
+    assert_false(r.tier.hard_to_keep);
     close(die(&r));
     assert_int_equal(try_keep(&r, -1), 0);
     tier_nbd_ops.identity(&r.tier, before);
@@ -164,6 +165,7 @@ static void without_a_journal_all_free_slots_are_held_back(void **state)
     keep(&r, -1, slots, NAMED);
     tier_nbd_ops.identity(&r.tier, after);
     assert_memory_equal(before, after, sizeof(before));
+    assert_true(r.tier.hard_to_keep);
     assert_int_equal(take_all(&r, NULL, 0), 0);
     assert_true(tier_nbd_ops.free(&r.tier, slots[0]));
     assert_int_equal(take_all(&r, NULL, 0), 0);

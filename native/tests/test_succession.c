@@ -55,14 +55,16 @@ static void replace(struct hier *r, const char *first, const char *second, bool 
     manager_start_again(&r->manager, "UFFDMM_MANAGER", NULL, arguments);
 }
 
-static void workers_make_way_for_a_new_manager(void **state)
+static void make_way(const char *how)
 {
-    char file[200];
+    struct hier_options o = options;
+    char shared[64], file[200];
     struct hier r;
-    (void)state;
 
-    hier_start(&r, &options);
-    snprintf(file, sizeof(file), "disk=file,path=%s", r.manager.store);
+    snprintf(shared, sizeof(shared), "disk=file,path={store}%s", how);
+    o.tiers[1] = shared;
+    hier_start(&r, &o);
+    snprintf(file, sizeof(file), "disk=file,path=%s%s", r.manager.store, how);
     hier_do(&r, HIER_FILL, 0, 0);
     hier_set_limit(&r, 12 * HIER_MIB);
     pid_t worker = worker_of(&r, 0, BACK_MS);
@@ -82,6 +84,18 @@ static void workers_make_way_for_a_new_manager(void **state)
     assert_true(manager_logged(&r.manager, "a new manager is there", 0));
     hier_expect_sound(&r);
     hier_stop(&r);
+}
+
+static void workers_make_way_for_a_new_manager(void **state)
+{
+    (void)state;
+    make_way("");
+}
+
+static void workers_make_way_with_pages_in_a_shared_directory(void **state)
+{
+    (void)state;
+    make_way(",shared=on");
 }
 
 /* It could not read the pages: the guest would wait for nothing. */
@@ -134,6 +148,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(workers_make_way_for_a_new_manager),
+        cmocka_unit_test(workers_make_way_with_pages_in_a_shared_directory),
         cmocka_unit_test(workers_stay_when_the_new_manager_has_other_tiers),
         cmocka_unit_test(workers_stay_while_there_is_no_new_manager),
     };
