@@ -22,6 +22,8 @@ What is where::
                 memory whose faults are timed from inside
     patterns    the guest that is filled, touched in patterns and verified
     overcommit  scripts/bench overcommit
+    migration   scripts/bench migration; migration_ways: one migration either way,
+                migration_guest: the guest's steps while it moves
     stores      scripts/bench stores: its sections, its tables
     stores_tiers, stores_faults, stores_guest
                 what each section measures

@@ -39,6 +39,13 @@ def process_rss(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def process_charged(pid: int) -> int:
+    """Bytes of a process that its memory cgroup cannot drop: anonymous memory and page tables."""
+    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    values = {words[0]: words[1] for words in lines if len(words) > 1}
+    return (int(values["RssAnon:"]) + int(values["VmPTE:"])) << 10
+
+
 @dataclass(frozen=True, slots=True)
 class Mapping:
     """One mapping of a process, in bytes."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``scripts/bench migration``: a guest that is partly swapped moves, with Linux swap and with uffdmm.
+"""``scripts/bench migration``: a guest that is partly swapped moves, by QEMU alone and by uffdmm.
 
 What makes the comparison fair:
 
@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,6 +164,16 @@ def show(console: Console, options: Options, result: Result, outcome: dict[str, 
     )
 
 
+def line_of(case: Case) -> str:
+    """One case in one line, as soon as it is over."""
+    stood = "" if case.downtime_ms is None else f", downtime {case.downtime_ms:,.0f} ms"
+    return (
+        f"{case.name} {case.swapped_percent} %, round {case.round}: total"
+        f" {case.total_ms / 1000:.2f} s{stood}, {case.bytes / MIB:,.0f} MiB sent,"
+        f" {case.source_swap_ins:,} swap-ins, verified"
+    )
+
+
 def _percent(word: str) -> int:
     value = int(word)
     if not 0 <= value <= 90:
@@ -176,30 +185,42 @@ def _parse(arguments: list[str] | None) -> tuple[Options, Path | None]:
     parser = argparse.ArgumentParser(
         prog="scripts/bench migration", description=(__doc__ or "").split("\n", 1)[0]
     )
-    add: Callable[..., Any] = parser.add_argument
-    add("--json", type=Path, metavar="FILE", help="write the result as JSON")
-    add("--rounds", type=int, default=3, metavar="N", help="of all cases (default 3)")
-    add(
-        *("--seconds",),
-        **{"type": float, "default": 5, "metavar": "N"},
+    extras = [plan.name for plan in EXTRAS]
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="of all cases (default 3)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=5,
+        metavar="N",
         help="of running before each migration, twice (default 5)",
     )
-    add(
-        *("--swapped",),
-        **{"nargs": "+", "type": _percent, "default": list(LEVELS), "metavar": "PERCENT"},
+    parser.add_argument(
+        "--swapped",
+        nargs="+",
+        type=_percent,
+        default=list(LEVELS),
+        metavar="PERCENT",
         help="of what the guest uses (default 0 25 50 75)",
     )
-    add(
-        *("--extras",),
-        **{"nargs": "*", "choices": [plan.name for plan in EXTRAS], "metavar": "CASE"},
-        default=[plan.name for plan in EXTRAS],
-        help=f"cases at {MIDDLE} %% besides: {', '.join(plan.name for plan in EXTRAS)} "
-        "(default: all)",
+    parser.add_argument(
+        "--extras",
+        nargs="*",
+        choices=extras,
+        default=extras,
+        metavar="CASE",
+        help=f"cases at {MIDDLE} %% besides: {', '.join(extras)} (default: all)",
     )
-    add("--small", action="store_true", help="a tiny guest and short times, to try the benchmark")
-    add(
-        *("--store",),
-        **{"type": Path, "default": places.DISK_FOLDER, "metavar": "DIR"},
+    parser.add_argument(
+        "--small", action="store_true", help="a tiny guest and short times, to try the benchmark"
+    )
+    parser.add_argument(
+        "--store",
+        type=Path,
+        default=places.DISK_FOLDER,
+        metavar="DIR",
         help="where swap file and shared tier lie (default /var/tmp)",
     )
     words = parser.parse_args(arguments)
@@ -233,7 +254,9 @@ def main(arguments: list[str] | None = None) -> int:
             ways = Ways(options.size, options.store, Progress("bench", total))
             for number in range(1, options.rounds + 1):
                 for plan in options.plans:
-                    result.cases.append(ways.run(plan, number))
+                    case = ways.run(plan, number)
+                    result.cases.append(case)
+                    print(f"bench: {line_of(case)}", file=sys.stderr, flush=True)
             error = None
         except HarnessError as failure:
             error = str(failure)

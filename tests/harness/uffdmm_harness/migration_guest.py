@@ -6,6 +6,7 @@ move.  A record says how long it took by the guest's clock; what lies between th
 records beyond that is how long the guest stood.
 """
 
+import contextlib
 import select
 import threading
 import time
@@ -60,7 +61,8 @@ class StepWatch:
 
         :raise HarnessError: it does not end, or met a wrong word
         """
-        self._ports[-1].send("stop")
+        with contextlib.suppress(OSError):  # what has ended the guest has ended the watch, too
+            self._ports[-1].send("stop")
         self._thread.join(timeout)
         if self._error is not None:
             raise self._error
@@ -81,6 +83,8 @@ class StepWatch:
                 pass
         except HarnessError as error:
             self._error = error
+        except OSError as error:
+            self._error = HarnessError(f"the port of the guest was closed: {error.strerror}")
 
     def _look(self) -> bool:
         """True after the last record."""
@@ -160,6 +164,3 @@ class Growth:
     def _at(self, when: float) -> int:
         earlier = [value for at, value in self._seen if at <= when]
         return earlier[-1] if earlier else self._seen[0][1]
-
-
-__all__ = ["REPORT_MS", "Growth", "StepWatch", "Stretch", "longest_gap_ms", "longest_stand_ms", "rate"]

@@ -196,7 +196,7 @@ class Ways:
             used = memory.sample().resident
             limit = None
             if cgroups:
-                limit = cgroups[0].anonymous() - used * plan.swapped // 100
+                limit = hostmem.process_charged(source.pid) - used * plan.swapped // 100
                 cgroups[0].squeeze(limit)
                 cgroups[1].set_limit(limit)
             destination = exits.enter_context(
@@ -219,9 +219,7 @@ class Ways:
                 _Side(source, lambda: 0, lambda: memory.sample().swapped),
                 _Side(destination, lambda: _major_faults(destination.pid)),
             )
-            yield lambda number: self._measure(
-                plan, number, sides, _Squeezed(used, limit), migrate
-            )
+            yield lambda number: self._measure(plan, number, sides, _Squeezed(used, limit), migrate)
 
     # -- uffdmm --------------------------------------------------------------
 
@@ -279,9 +277,7 @@ class Ways:
                 _Side(source, lambda: 0, lambda: vm.statistics().stored_bytes),
                 _Side(destination, lambda: moved.statistics().faults_store),
             )
-            yield lambda number: self._measure(
-                plan, number, sides, _Squeezed(used, limit), migrate
-            )
+            yield lambda number: self._measure(plan, number, sides, _Squeezed(used, limit), migrate)
 
     def _plane(
         self,
@@ -292,9 +288,7 @@ class Ways:
         more: str = "",
     ) -> ControlPlane:
         pki = authority.host(folder / "pki", "127.0.0.1", "localhost")
-        return exits.enter_context(
-            ControlPlane(folder, manager.socket, pki, more=more, vms=(VM,))
-        )
+        return exits.enter_context(ControlPlane(folder, manager.socket, pki, more=more, vms=(VM,)))
 
     # -- what both have in common --------------------------------------------
 

@@ -55,11 +55,6 @@ class MemoryCgroup:
         name = "memory.usage_in_bytes" if self._v1 else "memory.current"
         return int((self._path / name).read_text())
 
-    def anonymous(self) -> int:
-        """Bytes of anonymous memory that are mapped: without the page cache, which goes first."""
-        stat = dict(line.split() for line in (self._path / "memory.stat").read_text().splitlines())
-        return int(stat["rss" if self._v1 else "anon"])
-
     def squeeze(self, limit: int, step: int = 64 << 20) -> None:
         """Lower the limit in steps: of much at once the kernel gives up half-way.
 
@@ -75,7 +70,7 @@ class MemoryCgroup:
         They are in memory as much as mapped ones, but no process's resident set has them.
         """
         stat = dict(line.split() for line in (self._path / "memory.stat").read_text().splitlines())
-        mapped = self.anonymous()
+        mapped = int(stat["rss" if self._v1 else "anon"])
         # Shared memory is on the same lists; v1 counts it into "cache" and names it as well.
         listed = int(stat["active_anon"]) + int(stat["inactive_anon"]) - int(stat["shmem"])
         return max(0, listed - mapped)
