@@ -23,6 +23,7 @@ from . import HarnessError
 
 _START_SECONDS = 20.0
 _STOP_SECONDS = 20.0
+_MIGRATE_SECONDS = 120.0
 
 PROGRAM = ("-m", "uffdmm")
 """Python's arguments for the command as users have it."""
@@ -206,20 +207,20 @@ class ControlPlane:
             text=True,
         )
 
-    def migrated(self, vm: str, *words: str) -> dict[str, Any]:
+    def migrated(self, vm: str, *words: str, timeout: float = _MIGRATE_SECONDS) -> dict[str, Any]:
         """Migrate to the end; the report.
 
         :raise HarnessError: it failed, with what it said
         """
-        report: dict[str, Any] = json.loads(self.commanded(vm, *words, "--json"))
+        report: dict[str, Any] = json.loads(self.commanded(vm, *words, "--json", timeout=timeout))
         return report
 
-    def commanded(self, vm: str, *words: str) -> str:
+    def commanded(self, vm: str, *words: str, timeout: float = _MIGRATE_SECONDS) -> str:
         """What ``uffdmm migrate`` prints when it succeeds.
 
         :raise HarnessError: it failed, with what it said
         """
-        status, out, err = self._ended(vm, *words)
+        status, out, err = self._ended(vm, *words, timeout=timeout)
         if status:
             raise HarnessError(f"uffdmm migrate {vm}: {status}: {err.strip()}")
         return out
@@ -234,7 +235,9 @@ class ControlPlane:
             raise HarnessError(f"uffdmm migrate {vm}: {status}: {out}{err}")
         return " ".join(err.split())
 
-    def _ended(self, vm: str, *words: str, timeout: float = 120) -> tuple[int, str, str]:
+    def _ended(
+        self, vm: str, *words: str, timeout: float = _MIGRATE_SECONDS
+    ) -> tuple[int, str, str]:
         with self.migrate(vm, *words) as process:
             try:
                 out, err = process.communicate(timeout=timeout)
