@@ -60,6 +60,9 @@ class HandOver(MigrationTest):
         refusal = self.there.plane.refused(VM, "--take")
         self.assert_contains(refusal, "has not been released", "must not run here")
         self.assert_nobody_runs()
+        port = self.there.plane.port
+        refusal = self.here.plane.refused(VM, "--to", f"127.0.0.2:{port}")
+        self.assert_contains(refusal, "stage 'connect'", "stands still here", "--abandon")
         self.here.plane.commanded(VM, "--abandon")
         self.assert_contains(self.there.plane.refused(VM, "--take"), "must not run here")
         self.assert_runs_only_on(self.guest_here, self.guest_there)
@@ -78,6 +81,20 @@ class HandOver(MigrationTest):
         self.die_at("take")
         self.assert_nobody_runs()
         self.assert_contains(self.here.plane.refused(VM, "--abandon"), "is its destination's")
+        self.assert_nobody_runs()
+        self.migrate_again()
+        self.assert_there()
+
+    def test_destination_without_s(self) -> None:
+        """QEMU that was not told to wait would run the guest as soon as it is loaded."""
+        self.guest_there.kill()
+        self.gone(self.there)
+        words = [*self.there.plane.monitor(VM), "-incoming", "defer"]
+        self.guest_there = self.destination(self.there, arguments=words)
+        self.die_at("release")
+        self.wait_until(
+            lambda: "event=migration-waits" in self.there.plane.log, "the destination's word"
+        )
         self.assert_nobody_runs()
         self.migrate_again()
         self.assert_there()

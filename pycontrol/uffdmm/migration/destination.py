@@ -343,6 +343,9 @@ class Attempt:
             bytes.fromhex(tier.volume) if tier else bytes(16),
             offer.vm,
         )
+        # While it waits this is what -S is: else it would run the guest as soon as it is loaded,
+        # while the source may still fail and go on.
+        await self._qmp.execute("stop")
         await self._qmp.capabilities(
             {"return-path": True, "swap-locations": True, "multifd": offer.channels > 0}
         )
