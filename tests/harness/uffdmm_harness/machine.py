@@ -66,10 +66,13 @@ class MachineConfig:
             *("-machine", machine, "-accel", self.accel, "-m", size, "-smp", str(self.cpus)),
             *("-nodefaults", "-no-reboot", "-display", "none", *firmware_arguments()),
             *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
+            # On a busy host the timer's interrupts come late; the kernel, which counts them as it
+            # boots, would give the timer up and wait for ever.
             # Hot-plugged memory is put to use by the kernel, as there is no udev to do it, and as
             # movable, so that it can be unplugged again.
             "-append",
-            "console=ttyS0 quiet panic=-1 memhp_default_state=online_movable " + kernel_arguments,
+            "console=ttyS0 quiet panic=-1 no_timer_check memhp_default_state=online_movable "
+            + kernel_arguments,
             *("-chardev", f"socket,id=monitor,path={qmp},server=on,wait=off"),
             *("-mon", "chardev=monitor,mode=control"),
             *("-chardev", f"file,id=console,path={console}", "-serial", "chardev:console"),
