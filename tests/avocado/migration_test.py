@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qemu.qmp import QMPError
-from uffdmm_test import MIB, VM, WORKING_SET, UffdmmTest
+from uffdmm_test import MIB, VM, UffdmmTest
 
 from uffdmm_harness import HarnessError, places
 from uffdmm_harness.certificates import Authority
@@ -18,10 +18,14 @@ from uffdmm_harness.manager import Manager
 from uffdmm_harness.port import Record
 
 SECONDS = 90.0
+# Smaller than other guests: each of these tests starts two.  The kernel leaves it about 110 of it.
+RAM = 160 * MIB
+LIMIT = 64 * MIB
+WORKING_SET = 88 * MIB
 # With it the memory of these guests takes some seconds.
-SLOWLY = ("--bandwidth", "20M")
+SLOWLY = ("--bandwidth", "12M")
 # Bytes of content after which there is more behind and before the cut than a buffer.
-IN_THE_MIDDLE = 24 * MIB
+IN_THE_MIDDLE = 16 * MIB
 
 
 class Host:
@@ -64,6 +68,7 @@ class MigrationTest(UffdmmTest):
             **{
                 "tiers": shared if tiers is None else tiers,
                 "arguments": ["--demote-after", "never"],
+                "limit": f"{LIMIT // MIB}M",
                 "wrapper": wrapper,
                 **arguments,
             }
@@ -87,14 +92,16 @@ class MigrationTest(UffdmmTest):
 
     def source(self, host: Host, seed: int = 41) -> Guest:
         """A guest whose memory is filled, for the most part swapped out."""
-        guest = self.booted(host.manager, arguments=host.plane.monitor(VM))
+        guest = self.booted(host.manager, ram=RAM, arguments=host.plane.monitor(VM))
         guest.port.fill(WORKING_SET, seed=seed)
         return guest
 
     def destination(self, host: Host, **arguments: Any) -> Guest:
         """QEMU on a host, waiting for a migration."""
         words = [*host.plane.monitor(VM), "-S", "-incoming", "defer"]
-        guest = self.guest(self.config(host.manager.socket, arguments=words, **arguments))
+        guest = self.guest(
+            self.config(host.manager.socket, **{"ram": RAM, "arguments": words, **arguments})
+        )
         guest.launch()
         return guest
 
@@ -182,7 +189,9 @@ def end_process(process: "subprocess.Popen[str]") -> None:
 
 
 __all__ = [
+    "LIMIT",
     "MIB",
+    "RAM",
     "SECONDS",
     "SLOWLY",
     "VM",
