@@ -5,9 +5,11 @@ import os
 import signal
 import time
 
-from migration_test import VM, MigrationTest
+from migration_test import SECONDS, VM, MigrationTest
 
+from uffdmm.errors import UffdmmError
 from uffdmm.migration.worker import MigrationLink, Stage
+from uffdmm_harness.dying import program
 from uffdmm_harness.relay import Relay
 
 
@@ -144,3 +146,57 @@ class WhileMemoryGoes(MigrationTest):
         out, err = process.communicate(timeout=90)
         self.assertEqual(process.returncode, 0, f"{out}{err}")
         self.assert_runs_only_on(self.guest_there, self.guest_here)
+
+
+class WorkerDies(MigrationTest):
+    """The worker of the source is killed; QEMU finds the next one, which knows of no migration.
+
+    :avocado: tags=machine:q35
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        pool = ("near=pool,capacity=128M",)
+        self.here, self.there = self.host("a", tiers=pool), self.host("b", tiers=pool)
+        self.guest_here = self.source(self.here)
+        self.guest_there = self.destination(self.there)
+
+    def kill_worker(self) -> None:
+        """Kill it, and wait until another has taken its place."""
+        former = self.here.manager.worker_pid(VM)
+        os.kill(former, signal.SIGKILL)
+
+        def replaced() -> bool:
+            try:
+                return self.here.manager.worker_pid(VM) != former
+            except UffdmmError:
+                return False
+
+        self.wait_until(replaced, "the next worker", 60)
+
+    def test_in_the_middle(self) -> None:
+        process = self.moving(self.here, self.guest_here, "--to", self.there.plane.target)
+        self.kill_worker()
+        text = self.failure(process)
+        self.assert_contains(text, "stage 'transfer'")
+        self.wait_until(lambda: self.runs(self.guest_here), "the guest to run", 60)
+        self.assert_runs_only_on(self.guest_here, self.guest_there)
+        self.wait_until(lambda: self.guest_there.ended, "the end of QEMU on the destination", 60)
+        self.assert_moves_after_all(self.here, self.there, self.guest_here)
+
+    def test_before_release(self) -> None:
+        """Nobody on this side knows whether it was given away: a person has to."""
+        process = self.here.plane.migrate(
+            VM, "--to", self.there.plane.target, program=program("release")
+        )
+        process.communicate(timeout=SECONDS)
+        self.kill_worker()
+        refusal = self.here.plane.refused(VM, "--to", self.there.plane.target)
+        self.assert_contains(refusal, "neither running nor paused: postmigrate")
+        refusal = self.here.plane.refused(VM, "--abandon")
+        self.assert_contains(refusal, "it may run elsewhere", "'cont' by QMP")
+        self.assertFalse(self.runs(self.guest_here))
+        self.assertFalse(self.runs(self.guest_there))
+        self.guest_there.kill()
+        self.guest_here.qmp("cont")
+        self.assert_runs_only_on(self.guest_here, self.guest_there)
