@@ -57,7 +57,7 @@ def plot(report: SimulationReport, path: Path) -> None:
         stall.plot(report.times, [100 * share for share in vm.stall_share], color=line.get_color())
     memory.set_ylabel("limit (dotted: resident), MiB")
     memory.set_ylim(bottom=0)
-    memory.legend(loc="upper right")
+    memory.legend(loc="best")
     memory.set_title(
         f"policy {report.policy}, budget {report.budget_bytes / _MIB:.0f} MiB", loc="left"
     )
