@@ -76,20 +76,37 @@ def test_the_longest_unused_go_and_come_back_as_faults() -> None:
     assert (guest.resident_bytes, guest.stored_bytes) == (2 * PAGE, PAGE)
 
 
-def test_ages_are_known_while_something_is_put_out() -> None:
-    guest = GuestModel("vm", trace([[0, 1, 2], [0], [0], [3]]), 1e-3)
-    assert guest.advance(1, 1.0).ages is None
+def test_ages_are_known_from_the_second_look_on() -> None:
+    guest = GuestModel("vm", trace([[0, 1, 2], [0], [0], [3], [0]]), 1e-3)
     guest.set_limit(3 * PAGE)
-    guest.advance(2, 1.0)
-    guest.advance(3, 1.0)
-    ages = guest.advance(4, 1.0).ages
+    for now in (1, 2, 3):
+        assert guest.advance(now, 1.0).ages is None
+    # Page 3 comes, 1 goes: a first look, which the second one follows in any case.
+    assert guest.advance(4, 1.0).ages is None
+    ages = guest.advance(5, 1.0).ages
     assert ages is not None
-    # New: page 3. In use one look ago: page 0. One of the other two had to go.
     assert {int(age): int(ages[age]) for age in np.flatnonzero(ages)} == {
+        0: PAGE,
         1: PAGE,
-        3: PAGE,
-        255: PAGE,
+        4: PAGE,
     }
+
+
+def test_new_pages_have_no_age_yet() -> None:
+    guest = GuestModel("vm", trace([[0], [1], [2], [3]]), 1e-3)
+    guest.set_limit(PAGE)
+    ages = [guest.advance(now, 1.0).ages for now in (1, 2, 3, 4)][-1]
+    assert ages is not None
+    assert np.flatnonzero(ages).tolist() == [255]
+
+
+def test_ages_are_forgotten_when_nobody_looks() -> None:
+    guest = GuestModel("vm", trace([[0, 1]] + [[0]] * 29), 1e-3)
+    guest.advance(1, 1.0)
+    guest.set_limit(PAGE)
+    known = [guest.advance(now, 1.0).ages is not None for now in range(2, 31)]
+    # The second look was at 3 s.
+    assert known == [False] + [True] * 16 + [False] * 12
 
 
 def test_what_was_there_at_first_counts() -> None:

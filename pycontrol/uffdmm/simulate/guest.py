@@ -5,6 +5,7 @@ Theory of operation.  In each interval the guest uses the units that its trace s
 Those that are in a store come back, each a fault of a fixed cost; those never used before appear.
 When more is resident than the limit allows, the longest unused go, among equals those with the
 lowest number; so a guest that uses more in one interval than it may hold loses the rest again.
+An interval in which something went, or that follows one, has a look at accesses.
 A fault does not delay the guest: what it used in an interval it uses in that interval, whatever the
 limit.  The loss that a policy sees is therefore an upper bound where it is large.
 """
@@ -22,8 +23,10 @@ from ..trace.model import PAGE, unpack
 
 # Demanded since the last look, as the worker marks it.
 _AGE_NEW = 255
-# Ages are worth something for so long after the worker's last look (uffdmm.serve.vm).
+# Ages are worth something for so long after the worker's last look, and from the second one on
+# (uffdmm.serve.vm); even a short eviction is followed by as many (native/src/track.c).
 _AGES_SECONDS = 15.0
+_LOOKS_LEAST = 2
 _LIMIT_NONE = 0
 
 
@@ -77,6 +80,8 @@ class GuestModel:
         self._next_row = 1
         self._standing = np.zeros(nr, np.bool_)
         self._looked_at: float | None = None
+        self._looks = self._looks_in_a_row = 0
+        self._evicted = False
         self._bucket = _bucket_of(fault_cost)
         limit = int(trace.counters["limit_bytes"][0])
         self.limit_bytes = self.ram_bytes if limit == _LIMIT_NONE else min(limit, self.ram_bytes)
@@ -137,9 +142,13 @@ class GuestModel:
         self._stored &= ~used
         self._arrived[arrived] = self._now
         self._last_use[used] = self._now
-        if self._evict():
-            self._looked_at = seconds
-        known = self._looked_at is not None and seconds - self._looked_at <= _AGES_SECONDS
+        self._evict()
+        self._look(seconds)
+        known = (
+            self._looked_at is not None
+            and seconds - self._looked_at <= _AGES_SECONDS
+            and self._looks >= _LOOKS_LEAST
+        )
         counts = np.zeros(lib.UFFDMM_HIST_BUCKETS, np.int64)
         counts[self._bucket] = faults
         vcpus = self.trace.settings.vcpus
@@ -150,6 +159,16 @@ class GuestModel:
             ages=self._age_histogram() if known else None,
             fault_counts=counts,
         )
+
+    def _look(self, seconds: float) -> None:
+        """The worker's look, if something was put out since the last one or it wants one more."""
+        if self._evicted or 0 < self._looks_in_a_row < _LOOKS_LEAST:
+            self._looked_at = seconds
+            self._looks += 1
+            self._looks_in_a_row += 1
+        else:
+            self._looks_in_a_row = 0
+        self._evicted = False
 
     def _used(self, seconds: float) -> NDArray[np.bool_]:
         """The units in use since the tick before.
@@ -169,17 +188,17 @@ class GuestModel:
             self._standing = seen
         return seen if looked else seen | self._standing
 
-    def _evict(self) -> bool:
-        """Down to the limit; whether anything went."""
+    def _evict(self) -> None:
+        """Down to the limit."""
         most = self.limit_bytes // self.trace.unit_bytes
         excess = int(self._resident.sum()) - most
         if excess <= 0:
-            return False
+            return
         resident = np.flatnonzero(self._resident)
         oldest = resident[np.argsort(self._last_use[resident], kind="stable")[:excess]]
         self._resident[oldest] = False
         self._stored[oldest] = True
-        return True
+        self._evicted = True
 
     def _ages(self) -> NDArray[np.uint8]:
         ages = np.clip(self._now - self._last_use, 0, AGE_MAX).astype(np.uint8)
