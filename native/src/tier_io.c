@@ -156,12 +156,13 @@ void tier_io_done(struct tier_io *io, int result)
     }
     io->next = NULL;
     pthread_mutex_lock(&q->lock);
-    __atomic_store_n(q->foreign_tail, io, __ATOMIC_RELEASE);
+    __atomic_store_n(q->foreign_tail, io, __ATOMIC_SEQ_CST);
     q->foreign_tail = &io->next;
-    pthread_mutex_unlock(&q->lock);
+    /* with the lock, for the owner may free the queue as soon as it has got the transfer */
     if (atomic_load(&q->sleeping) && write(q->event_fd, &one, sizeof(one)) < 0) {
-        return; /* the counter is at its top: the owner is as good as awake */
+        /* the counter is at its top: the owner is as good as awake */
     }
+    pthread_mutex_unlock(&q->lock);
 }
 
 static void take_foreign(struct tier_queue *q)
@@ -456,7 +457,7 @@ uint64_t tier_queue_sleep(struct tier_queue *q)
         io_uring_cq_eventfd_toggle(&q->ring, true);
         atomic_thread_fence(memory_order_seq_cst);
     }
-    if (q->ended || __atomic_load_n(&q->foreign, __ATOMIC_ACQUIRE)) {
+    if (q->ended || __atomic_load_n(&q->foreign, __ATOMIC_SEQ_CST)) {
         return 0;
     }
     if (q->deferred && q->in_ring) {
