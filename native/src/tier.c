@@ -296,7 +296,7 @@ void tier_gauges(struct tier *t)
 void tier_error(struct tier *t, const char *fmt, ...)
 {
     struct timespec now;
-    char text[UFFDMM_TEXT_MAX];
+    char text[UFFDMM_TEXT_MAX] = {0}; /* QEMU can read all of last_error */
     va_list ap;
 
     va_start(ap, fmt);
@@ -305,7 +305,9 @@ void tier_error(struct tier *t, const char *fmt, ...)
     clock_gettime(CLOCK_REALTIME, &now);
     __atomic_store_n(&t->failed_until, clock_ns() + FAILING_NS, __ATOMIC_RELAXED);
     /* readers may see a sentence half replaced; the array always ends in NUL */
-    memcpy(t->stats->last_error, text, sizeof(text));
+    for (size_t i = 0; i < sizeof(text); i++) {
+        __atomic_store_n(&t->stats->last_error[i], text[i], __ATOMIC_RELAXED);
+    }
     stats_set(&t->stats->last_error_ns,
               (uint64_t)now.tv_sec * NSEC_PER_SEC + (uint64_t)now.tv_nsec);
     if (log_ratelimit(&t->logged, NSEC_PER_SEC)) {
