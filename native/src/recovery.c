@@ -268,8 +268,11 @@ static int plan_pages(struct region *r, const uint64_t *present, uint64_t *plan,
     return 0;
 }
 
-/* Puts the plan into the table.  QEMU may discard meanwhile: that wins. */
-static void apply_pages(struct region *r, const uint64_t *present, const uint64_t *plan)
+/*
+ * Puts the plan into the table.  QEMU may discard meanwhile: that wins, and the plan then
+ * names no slot any more.
+ */
+static void apply_pages(struct region *r, const uint64_t *present, uint64_t *plan)
 {
     uint64_t lost = 0, poisoned = 0;
 
@@ -285,6 +288,7 @@ static void apply_pages(struct region *r, const uint64_t *present, const uint64_
         } while (!entry_cas(&r->entries[pfn], e, to));
         if (names_slot(plan[pfn]) && to != plan[pfn]) {
             untake_slots(r, plan[pfn]);
+            plan[pfn] = 0;
         }
         if (entry_state(to) == UFFDMM_PAGE_LOST && names_slot(to)) {
             lost_adopt(page_shard(r, pfn), pfn);
@@ -301,7 +305,8 @@ static void apply_pages(struct region *r, const uint64_t *present, const uint64_
     }
 }
 
-static int reconcile(struct region *r, char *err, size_t err_len)
+/* *@planned: which slots are taken, an entry a page; to be freed. */
+static int reconcile(struct region *r, uint64_t **planned, char *err, size_t err_len)
 {
     uint64_t *plan = calloc(r->nr_pages, sizeof(*plan));
     uint64_t *present = calloc((r->nr_pages + 63) / 64, sizeof(*present));
@@ -319,8 +324,10 @@ static int reconcile(struct region *r, char *err, size_t err_len)
     test_hook_crash("recover-planned");
     if (!ret) {
         apply_pages(r, present, plan);
+        *planned = plan;
+    } else {
+        free(plan);
     }
-    free(plan);
     free(present);
     return ret;
 }
@@ -390,8 +397,8 @@ static void count_quarantined(struct vm *vm)
 
 /* Everything but the userfaultfds, which are not ours to close here. */
 static int adopt_region(struct vm *vm, const struct uffdmm_reconnect *req, const int *fds,
-                        unsigned nr_fds, bool *tiers_open, struct region **out, char *err,
-                        size_t err_len)
+                        unsigned nr_fds, bool *tiers_open, struct region **out,
+                        uint64_t **planned, char *err, size_t err_len)
 {
     unsigned nr_shards = req->create.nr_shards;
     struct region *r;
@@ -421,7 +428,7 @@ static int adopt_region(struct vm *vm, const struct uffdmm_reconnect *req, const
         }
     }
     if (!ret) {
-        ret = reconcile(r, err, err_len);
+        ret = reconcile(r, planned, err, err_len);
     }
     if (ret) {
         region_free(r);
@@ -436,14 +443,14 @@ int recovery_take_over(struct vm *vm, const struct uffdmm_reconnect *req, const 
                        size_t err_len)
 {
     unsigned nr_shards = req->create.nr_shards;
-    uint64_t began = clock_ns();
+    uint64_t began = clock_ns(), *plan = NULL;
     struct uffdmm_policy policy;
     char text[UFFDMM_TEXT_MAX];
     struct region *r = NULL;
     struct note found;
     int ret;
 
-    ret = adopt_region(vm, req, fds, nr_fds, tiers_open, &r, err, err_len);
+    ret = adopt_region(vm, req, fds, nr_fds, tiers_open, &r, &plan, err, err_len);
     for (unsigned i = 3 + nr_shards; i < nr_fds; i++) {
         close(fds[i]); /* the pools have copies */
     }
@@ -458,16 +465,17 @@ int recovery_take_over(struct vm *vm, const struct uffdmm_reconnect *req, const 
     test_hook_crash("recover-applied");
     ret = region_resume(r, &req->attach, fds[2], fds + 3, err, err_len);
     if (ret) {
+        /* by the plan, not by the table: QEMU may have named slots of another region there */
         for (uint64_t pfn = 0; pfn < r->nr_pages; pfn++) {
-            uint64_t e = entry_load(&r->entries[pfn]);
-
-            if (names_slot(e)) {
-                untake_slots(r, e);
+            if (names_slot(plan[pfn])) {
+                untake_slots(r, plan[pfn]);
             }
         }
+        free(plan);
         region_free(r);
         return ret;
     }
+    free(plan);
     if (stats_get(&vm->stats->nr_regions) == 1) {
         apply_policy(vm, &policy);
         stats_set(&vm->stats->recoveries,
