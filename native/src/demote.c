@@ -31,6 +31,7 @@
 
 #include "clock.h"
 #include "copies.h"
+#include "hierarchy.h"
 #include "log.h"
 #include "pool.h"
 #include "region.h"
@@ -173,7 +174,7 @@ static void check(struct demoter *d)
         struct move *m = &d->moves[i];
         struct region *r = alive(d->vm, m);
 
-        m->record = r ? r->records[m->pfn] : 0;
+        m->record = r ? region_record(r, m->pfn) : 0;
         m->ready =
             m->ready && r &&
             page_checksum(r, page_of(d, i), m->pfn, entry_gen(m->entry)) == m->record;
@@ -265,7 +266,7 @@ static bool swap_entry(struct region *r, const struct move *m, uint64_t to)
         return true;
     }
     /* generations come round again: the record must be the same too */
-    return r->records[m->pfn] == m->record &&
+    return region_record(r, m->pfn) == m->record &&
            entry_cas(&r->entries[m->pfn], m->entry, to);
 }
 
@@ -289,7 +290,7 @@ static unsigned swap_entries(struct demoter *d)
             region_count_stored(r, m->entry, -1);
             region_count_stored(r, to, 1);
             region_free_slots(r, m->pfn, m->entry);
-            r->ages[m->pfn] = 0;
+            region_set_age(r, m->pfn, 0);
             moved++;
         } else {
             m->to->ops->free(m->to, m->slot);
@@ -346,14 +347,16 @@ static void sweep(struct demoter *d, struct tier *t)
             r = r && !region_is_huge(r) ? r : NULL; /* they stay where they are */
             for (; r && pfn < r->nr_pages && d->nr < DEMOTE_PAGES; pfn++) {
                 uint64_t e = entry_load(&r->entries[pfn]);
+                uint8_t age;
 
                 if (entry_state(e) != UFFDMM_PAGE_STORED || entry_tier(e) != t->index) {
                     continue;
                 }
-                if (r->ages[pfn] >= AGE_STEPS) {
+                age = region_age(r, pfn);
+                if (age >= AGE_STEPS) {
                     add(d, t, r, pfn);
                 } else {
-                    r->ages[pfn]++;
+                    region_set_age(r, pfn, (uint8_t)(age + 1));
                 }
             }
             more = r && pfn < r->nr_pages;
@@ -528,7 +531,7 @@ int demote_start(struct vm *vm)
         free(d);
         return ret;
     }
-    ret = tier_queue_init(&d->queue, vm->tiers, UFFDMM_TIERS_MAX);
+    ret = hierarchy_queue(vm, &d->queue);
     if (ret) {
         munmap(d->buffer, (size_t)DEMOTE_PAGES * PAGE_SIZE_4K);
         free(d);

@@ -82,7 +82,8 @@ static bool young(const struct vm *vm, const struct region *r, uint64_t pfn,
         !atomic_load_explicit(&vm->ages_useful, memory_order_relaxed)) {
         return false;
     }
-    return r->ages[pfn] == 0 || (spare == SPARE_NEW && r->ages[pfn] >= AGE_NEW);
+    return region_age(r, pfn) == 0 ||
+           (spare == SPARE_NEW && region_age(r, pfn) >= AGE_NEW);
 }
 
 /*

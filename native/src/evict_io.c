@@ -18,6 +18,7 @@
 
 #include "clock.h"
 #include "copies.h"
+#include "hierarchy.h"
 #include "log.h"
 #include "mig_room.h"
 #include "probes.h"
@@ -56,7 +57,7 @@ int batch_new(struct vm *vm, struct batch **out)
         free(bt);
         return ret;
     }
-    ret = tier_queue_init(&bt->queue, vm->tiers, UFFDMM_TIERS_MAX);
+    ret = hierarchy_queue(vm, &bt->queue);
     if (ret) {
         munmap(bt->buffer, BATCH_BYTES);
         free(bt);
@@ -149,7 +150,7 @@ static void classify(struct batch *bt, struct item *it)
     } else if (same_filled(it->data, region_page_bytes(r), &it->word)) {
         it->kind = ITEM_SAME;
     } else if (entry_slot(it->entry) &&
-               r->records[it->pfn] ==
+               region_record(r, it->pfn) ==
                    page_checksum(r, it->data, it->pfn, entry_gen(it->entry))) {
         it->kind = ITEM_UNCHANGED;
     } else {
@@ -597,7 +598,8 @@ void batch_publish(struct batch *bt)
             continue;
         }
         evicted += units;
-        r->ages[it->pfn] = 0; /* from here on: how long it has been stored (demote.c) */
+        /* from here on: how long it has been stored (demote.c) */
+        region_set_age(r, it->pfn, 0);
         passed_on += it->kind == ITEM_DIRTY && it->tier->index > 1 ? units : 0;
         region_count_stored(r, to, 1);
         if (it->kind == ITEM_SAME) {

@@ -34,6 +34,7 @@
 #include "clock.h"
 #include "evict.h"
 #include "fill.h"
+#include "hierarchy.h"
 #include "huge.h"
 #include "log.h"
 #include "lost.h"
@@ -209,7 +210,7 @@ static bool block_in_use(const struct shard *sh, uint64_t pfn)
 
         if (state == UFFDMM_PAGE_RESIDENT || state == UFFDMM_PAGE_CLEAN) {
             in++;
-            used += r->ages[i] == 0 || r->ages[i] >= AGE_NEW;
+            used += region_age(r, i) == 0 || region_age(r, i) >= AGE_NEW;
         }
     }
     return used >= IN_USE_PAGES && used * 2 >= in;
@@ -736,7 +737,7 @@ int fault_prepare(struct shard *sh)
         ret = vm->lost_after_ns ? lost_init(&sh->lost, sh->end - sh->first) : 0;
     }
     if (!ret) {
-        ret = tier_queue_init(&sh->queue, vm->tiers, UFFDMM_TIERS_MAX);
+        ret = hierarchy_queue(vm, &sh->queue);
     }
     if (ret) {
         lost_deinit(&sh->lost);

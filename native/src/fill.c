@@ -102,7 +102,7 @@ static bool claim_page(struct window *w, uint32_t i)
         c->before = e;
         t = vm_tier(vm, e);
         if (entry_tier(e) == UFFDMM_TIER_ZERO) {
-            c->kind = r->records[pfn] ? CLAIM_WORD : CLAIM_ZERO;
+            c->kind = region_record(r, pfn) ? CLAIM_WORD : CLAIM_ZERO;
             c->after = entry_make(UFFDMM_PAGE_RESIDENT, 0, 0, entry_gen(e), 0);
         } else if (!t || !tier_valid(t, entry_slot(e), region_units(r))) {
             if (entry_state(e) == UFFDMM_PAGE_STORED) {
@@ -248,7 +248,7 @@ static bool verify(const struct window *w, uint32_t i)
     uint64_t pfn = w->pfn + i;
 
     return page_checksum(r, window_buffer(w, i), pfn, entry_gen(w->claims[i].filling)) ==
-           r->records[pfn];
+           region_record(r, pfn);
 }
 
 /* Part of a huge page has been read; with the last one it is checked. */
@@ -364,7 +364,7 @@ static uint32_t install_end(struct window *w, uint32_t i)
         }
         if (w->claims[i].kind == CLAIM_WORD) {
             fill_word(window_buffer(w, i), region_page_bytes(w->shard->region),
-                      w->shard->region->records[w->pfn + i]);
+                      region_record(w->shard->region, w->pfn + i));
         }
     }
     return i;

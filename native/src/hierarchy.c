@@ -63,6 +63,16 @@ static void close_tiers(struct vm *vm)
     vm->nr_tiers = 0;
 }
 
+int hierarchy_queue(const struct vm *vm, struct tier_queue *q)
+{
+    struct tier *tiers[UFFDMM_TIERS_MAX];
+
+    for (unsigned i = 0; i < UFFDMM_TIERS_MAX; i++) {
+        tiers[i] = vm->tiers[i];
+    }
+    return tier_queue_init(q, tiers, UFFDMM_TIERS_MAX);
+}
+
 void hierarchy_cancel(struct vm *vm)
 {
     for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {

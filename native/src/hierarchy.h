@@ -8,6 +8,7 @@
 
 #include "uffdmm/protocol.h"
 
+struct tier_queue;
 struct vm;
 
 /* What a dead worker of the VM has left behind, as the header of a table tells it. */
@@ -34,6 +35,9 @@ int hierarchy_take_over(struct vm *vm, uint64_t ram_bytes,
 
 /* All regions have come back: what no entry names is free. */
 void hierarchy_settle(struct vm *vm);
+
+/* A queue for a thread of the VM, to the tiers that are open.  0 or a negative errno. */
+int hierarchy_queue(const struct vm *vm, struct tier_queue *q);
 
 /* Lets transfers end that wait for a store: the VM is gone. */
 void hierarchy_cancel(struct vm *vm);

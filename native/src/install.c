@@ -54,7 +54,7 @@ static void settle(struct window *w, uint32_t i)
 
     c->kind = CLAIM_NONE;
     lost_cleared(w->shard, pfn);
-    r->ages[pfn] = w->guess && i != w->demand ? AGE_AHEAD_FRESH : AGE_NEW_FRESH;
+    region_set_age(r, pfn, w->guess && i != w->demand ? AGE_AHEAD_FRESH : AGE_NEW_FRESH);
     if (entry_cas(p, c->filling | UFFDMM_ENTRY_INSTALL, c->after)) {
         if (entry_slot(c->filling) && !entry_slot(c->after)) {
             region_free_slots(r, pfn, c->filling);

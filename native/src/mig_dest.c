@@ -129,7 +129,7 @@ static void publish(struct vm *vm, unsigned i)
         vm->nr_tiers = i + 1;
         stats_set(&vm->stats->nr_tiers, vm->nr_tiers);
     }
-    __atomic_store_n(&vm->tiers[i], &vm->tier[i], __ATOMIC_RELEASE);
+    atomic_store(&vm->tiers[i], &vm->tier[i]);
     for (unsigned k = 1; k < UFFDMM_TIERS_MAX; k++) {
         waited += vm->tiers[k] && !vm->tiers[k]->put_stores;
     }

@@ -125,7 +125,7 @@ static void settle_page(const struct mig *m, struct region *r, uint64_t pfn,
     uint64_t to = entry_here(m, r->mig.entries[pfn]);
 
     __atomic_store_n(&r->records[pfn], r->mig.records[pfn], __ATOMIC_RELEASE);
-    r->ages[pfn] = r->mig.ages[pfn];
+    region_set_age(r, pfn, r->mig.ages[pfn]);
     if (entry_cas(&r->entries[pfn], claimed, to)) {
         if (entry_state(to) == UFFDMM_PAGE_STORED) {
             region_count_stored(r, to, 1);

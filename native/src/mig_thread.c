@@ -20,6 +20,7 @@
 
 #include "clock.h"
 #include "conn.h"
+#include "hierarchy.h"
 #include "log.h"
 #include "mig.h"
 #include "thread.h"
@@ -239,8 +240,7 @@ int mig_thread_start(struct mig *m)
     }
     m->buffer = map;
     m->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    ret = m->event_fd < 0 ? -errno
-                          : tier_queue_init(&m->queue, m->vm->tiers, UFFDMM_TIERS_MAX);
+    ret = m->event_fd < 0 ? -errno : hierarchy_queue(m->vm, &m->queue);
     if (!ret) {
         atomic_store(&m->stop, false);
         ret = thread_start(&m->thread, "uffdmm-migrate", mig_main, m);

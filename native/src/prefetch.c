@@ -83,7 +83,7 @@ static void count_ages(struct vm *vm, uint64_t count[256])
 
         for (uint64_t pfn = 0; r && r->attached && pfn < r->nr_pages; pfn++) {
             if (wanted(r, pfn)) {
-                count[r->ages[pfn]] += region_units(r);
+                count[region_age(r, pfn)] += region_units(r);
             }
         }
     }
@@ -97,8 +97,10 @@ static struct prefetch_list *list_by_age(const struct shard *sh, unsigned oldest
     struct prefetch_list *l;
 
     for (uint64_t pfn = sh->first; pfn < sh->end; pfn++) {
-        if (wanted(r, pfn) && r->ages[pfn] <= oldest) {
-            at[r->ages[pfn] + 1]++;
+        unsigned age = region_age(r, pfn);
+
+        if (wanted(r, pfn) && age <= oldest) {
+            at[age + 1]++;
         }
     }
     for (unsigned i = 0; i < 256; i++) {
@@ -110,7 +112,7 @@ static struct prefetch_list *list_by_age(const struct shard *sh, unsigned oldest
     }
     l->nr = at[256];
     for (uint64_t pfn = sh->first; pfn < sh->end; pfn++) {
-        unsigned age = r->ages[pfn];
+        unsigned age = region_age(r, pfn);
 
         /*
          * The table moves on meanwhile, so a place may stay 0 or be taken twice: each

@@ -60,6 +60,12 @@ static void clear_taken(struct slots *s, uint64_t i)
     }
 }
 
+/* With the lock held; who shows the number reads it without (tier_ops.used). */
+static void add_used(struct slots *s, uint64_t n)
+{
+    __atomic_store_n(&s->used, s->used + n, __ATOMIC_RELAXED);
+}
+
 /* First position >= @i whose bit in @map equals @value, or @end. */
 static uint64_t bit_next(const uint64_t *map, uint64_t i, uint64_t end, bool value)
 {
@@ -163,7 +169,7 @@ static void take(struct slots *s, uint64_t start, uint64_t len)
         set_taken(s, i);
         bit_set(s->written, i);
     }
-    s->used += len;
+    add_used(s, len);
     if (len) {
         s->hand = start + len < s->nr ? start + len : 1;
     }
@@ -216,7 +222,7 @@ bool slots_claim(struct slots *s, uint64_t slot)
     if (slot > 0 && slot < s->nr && !bit_test(s->taken, slot)) {
         set_taken(s, slot);
         bit_set(s->written, slot);
-        s->used++;
+        add_used(s, 1);
         ok = true;
     }
     pthread_mutex_unlock(&s->lock);
@@ -239,7 +245,7 @@ bool slots_free(struct slots *s, uint64_t slot)
     pthread_mutex_lock(&s->lock);
     if (slot > 0 && slot < s->nr && bit_test(s->taken, slot)) {
         clear_taken(s, slot);
-        s->used--;
+        add_used(s, UINT64_MAX);
         ok = true;
     }
     pthread_mutex_unlock(&s->lock);
@@ -254,7 +260,7 @@ bool slots_take(struct slots *s, uint64_t slot)
     if (slot > 0 && slot < s->nr && !bit_test(s->taken, slot)) {
         set_taken(s, slot);
         bit_set(s->written, slot);
-        s->used++;
+        add_used(s, 1);
         ok = true;
     }
     pthread_mutex_unlock(&s->lock);
@@ -267,7 +273,7 @@ void slots_untake(struct slots *s, uint64_t slot)
     if (slot > 0 && slot < s->nr && bit_test(s->taken, slot)) {
         bit_clear(s->taken, slot);
         bit_clear(s->written, slot);
-        s->used--;
+        add_used(s, UINT64_MAX);
     }
     pthread_mutex_unlock(&s->lock);
 }
@@ -310,7 +316,7 @@ uint64_t slots_take_untrimmed(struct slots *s, uint64_t min, uint64_t max,
     for (i = 0; i < len; i++) {
         set_taken(s, *start + i);
     }
-    s->used += len;
+    add_used(s, len);
     s->trim_hand = len ? *start + len : 1;
     pthread_mutex_unlock(&s->lock);
     return len;
@@ -327,6 +333,6 @@ void slots_trimmed(struct slots *s, uint64_t start, uint64_t nr, bool clean)
             bit_clear(s->written, i);
         }
     }
-    s->used -= nr;
+    add_used(s, -nr);
     pthread_mutex_unlock(&s->lock);
 }

@@ -141,10 +141,12 @@ static bool in_memory(uint64_t e)
 static void begin_look(struct region *r)
 {
     for (uint64_t pfn = 0; pfn < r->nr_pages; pfn++) {
-        if (r->ages[pfn] == AGE_NEW_FRESH) {
-            r->ages[pfn] = AGE_NEW;
-        } else if (r->ages[pfn] == AGE_AHEAD_FRESH) {
-            r->ages[pfn] = AGE_AHEAD;
+        uint8_t age = region_age(r, pfn);
+
+        if (age == AGE_NEW_FRESH) {
+            region_set_age(r, pfn, AGE_NEW);
+        } else if (age == AGE_AHEAD_FRESH) {
+            region_set_age(r, pfn, AGE_AHEAD);
         }
     }
 }
@@ -154,7 +156,7 @@ static void judge(struct region *r, uint64_t pfn, bool used, struct sample *s)
 {
     uint64_t weight = region_is_huge(r) ? HUGE_WEIGHT : 1;
     uint64_t used_weight = used ? weight : 0;
-    uint8_t old = r->ages[pfn];
+    uint8_t old = region_age(r, pfn);
 
     switch (old) {
     case AGE_NEW_FRESH:
@@ -177,9 +179,12 @@ static void judge(struct region *r, uint64_t pfn, bool used, struct sample *s)
         s->was_idle_used += used_weight;
     }
     if (used) {
-        r->ages[pfn] = 0;
+        region_set_age(r, pfn, 0);
     } else {
-        r->ages[pfn] = old < AGE_MAX ? (uint8_t)(old + 1) : old > AGE_MAX ? 1 : old;
+        region_set_age(r, pfn,
+                       old < AGE_MAX   ? (uint8_t)(old + 1)
+                       : old > AGE_MAX ? 1
+                                       : old);
     }
 }
 

@@ -151,11 +151,11 @@ struct vm {
     struct uffdmm_stats *stats;
     int stats_fd; /* read-only */
     struct tier tier[UFFDMM_TIERS_MAX];
-    struct tier
-        *tiers[UFFDMM_TIERS_MAX]; /* open ones by index, NULL: none; [0] is never one */
-    unsigned nr_tiers;            /* the zero tier among them */
-    unsigned nr_waited;           /* of them, not in memory; at least 1 */
-    bool incoming;                /* QEMU waits for a migration, when the VM began here */
+    struct tier *_Atomic
+        tiers[UFFDMM_TIERS_MAX]; /* open ones by index, NULL: none; [0] is never one */
+    _Atomic unsigned nr_tiers;   /* the zero tier among them */
+    _Atomic unsigned nr_waited;  /* of them, not in memory; at least 1 */
+    bool incoming;               /* QEMU waits for a migration, when the VM began here */
     struct mig *mig;
 
     pthread_rwlock_t regions_lock; /* written only by the main thread */
@@ -260,6 +260,29 @@ static inline void region_mark_raw(struct region *r, uint64_t pfn, bool raw)
     } else {
         atomic_fetch_and_explicit(&r->raw[pfn / 64], ~bit, memory_order_relaxed);
     }
+}
+
+/*
+ * What is stored of a page, by its checksum or its repeated word: set before the entry says
+ * STORED.  Who looks at a page that is not its own finds the one of before or after.
+ */
+static inline uint64_t region_record(const struct region *r, uint64_t pfn)
+{
+    return __atomic_load_n(&r->records[pfn], __ATOMIC_ACQUIRE);
+}
+
+/*
+ * Ages are a policy's: fault threads, evictor, demoter and background thread set them in any
+ * order, and QEMU could.  Each of them reads one once and takes what it finds.
+ */
+static inline uint8_t region_age(const struct region *r, uint64_t pfn)
+{
+    return __atomic_load_n(&r->ages[pfn], __ATOMIC_RELAXED);
+}
+
+static inline void region_set_age(struct region *r, uint64_t pfn, uint8_t age)
+{
+    __atomic_store_n(&r->ages[pfn], age, __ATOMIC_RELAXED);
 }
 
 /* Shard that a page belongs to. */

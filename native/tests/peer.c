@@ -176,7 +176,7 @@ void peer_close_fds(struct peer_msg *msg)
 int peer_request(int sock, uint32_t type, const void *payload, uint32_t length,
                  const int *fds, uint32_t nr_fds, struct peer_msg *reply)
 {
-    static uint64_t last_id = 1000;
+    static _Atomic uint64_t last_id = 1000; /* a stand-in has two threads */
     struct uffdmm_msg_header header = peer_header(type, length, ++last_id, nr_fds);
 
     int ret = peer_send(sock, &header, payload, fds);

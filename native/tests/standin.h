@@ -49,9 +49,9 @@ struct standin {
     char socket[160];
     char vm_name[UFFDMM_NAME_MAX];
     char name[UFFDMM_NAME_MAX];
-    bool resilient;         /* reconnects when the link is lost, as QEMU does */
-    int reconnect_after_ms; /* but not at once */
-    _Atomic int closing;    /* and gives up */
+    _Atomic bool resilient;         /* reconnects when the link is lost, as QEMU does */
+    _Atomic int reconnect_after_ms; /* but not at once */
+    _Atomic int closing;            /* and gives up */
     _Atomic uint64_t reconnects;
     char error[UFFDMM_TEXT_MAX + 64];
 };

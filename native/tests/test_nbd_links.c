@@ -121,7 +121,7 @@ static void page_waits_for_a_server_that_is_gone(void **state)
     memset(page, 0, sizeof(page));
     rig_submit(&r, &io, &iov, false, 9, page, 1);
     assert_false(rig_wait(&r, &io, 1000));
-    assert_int_equal(r.stats.reconnects, 0);
+    assert_int_equal(stats_get(&r.stats.reconnects), 0);
     rig_serve_file(&r);
     assert_true(rig_wait(&r, &io, 5000));
     assert_int_equal(io.result, 0);
@@ -206,8 +206,8 @@ static void check_not_used(struct nbd_rig *r, const char *const *args, const cha
     memset(page, 0, sizeof(page));
     rig_submit(r, &io, &iov, false, 9, page, 1);
     assert_false(rig_wait(r, &io, 1000));
-    assert_int_equal(r->stats.state, UFFDMM_TIER_AWAY);
-    assert_int_equal(r->stats.reconnects, 0);
+    assert_int_equal(stats_get(&r->stats.state), UFFDMM_TIER_AWAY);
+    assert_int_equal(stats_get(&r->stats.reconnects), 0);
     if (!strstr(r->stats.last_error, why)) {
         fail_msg("\"%s\" does not say \"%s\"", r->stats.last_error, why);
     }
