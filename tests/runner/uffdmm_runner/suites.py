@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,15 @@ SANITIZER_TIMEOUT = 1800.0
 PYTHON_TIMEOUT = 600.0
 QTEST_TIMEOUT = 600.0
 AVOCADO_TIMEOUT = 2700.0
+
+# Where threads meet: the thread sanitizer makes the others slow and tells nothing new.
+THREADED_TESTS = (
+    *("conn", "slots", "tier_inject", "tier_io", "tier_pool"),
+    *("nbd_links", "tier_file", "tier_nbd", "tier_volume"),
+    *("overcommit", "protocol", "protocol_region", "recovery_tables"),
+)
+# A build with -fsanitize=thread says that it does not see fences, once for each.
+THREAD_SANITIZER_ARGS = ("-Dc_args=-Wno-tsan",)
 
 MESON_TEST_LINE = re.compile(r"^\s*\d+/\d+ .*")
 AVOCADO_LINE = re.compile(r"^\s*\(\d+/\d+\) .*: +(?!STARTED)[A-Z]+.*")
@@ -71,6 +81,7 @@ class Suites:
         reports = [self.meson("native", self.top / "build/native", NATIVE_TIMEOUT, {})]
         if not self.fast:
             reports.append(self.sanitized("address,undefined"))
+            reports.append(self.threads())
             reports.append(self.fuzzed())
         return reports
 
@@ -97,7 +108,34 @@ class Suites:
                 return report.close(done.status)
         return self.meson(suite, folder, SANITIZER_TIMEOUT, {})
 
-    def sanitized(self, sanitizers: str) -> Report:
+    def threads(self) -> Report:
+        """The tests of what threads share, in a build that sees races between them."""
+        missing = self.without_thread_sanitizer()
+        if missing:
+            report = Report("native thread")
+            report.results.append(Result("(compiler)", Outcome.SKIPPED, missing))
+            return report
+        return self.sanitized("thread", THREADED_TESTS, THREAD_SANITIZER_ARGS)
+
+    def without_thread_sanitizer(self) -> str:
+        """Why programs with the thread sanitizer cannot be built or run here, or nothing."""
+        program = self.logs / "thread-sanitizer-probe"
+        done = subprocess.run(
+            ["cc", "-fsanitize=thread", "-x", "c", "-", "-o", program],
+            input="int main(void) { return 0; }\n",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode == 0:
+            done = subprocess.run([program], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return ""
+        return f"no program runs with -fsanitize=thread here: {tail(done.stderr, 1)}"
+
+    def sanitized(
+        self, sanitizers: str, tests: tuple[str, ...] = (), setup: tuple[str, ...] = ()
+    ) -> Report:
         """The same programs once more, stopped by the first thing a sanitizer sees."""
         folder = self.top / f"build/{sanitizers.partition(',')[0]}-sanitizer"
         suite = f"native {sanitizers}"
@@ -112,6 +150,7 @@ class Suites:
                     "-Db_lundef=false",
                     "-Dpython=false",
                     "-Dtests=enabled",
+                    *setup,
                 ],
                 log=self.logs / f"{folder.name}-setup.log",
                 cwd=self.top,
@@ -127,20 +166,30 @@ class Suites:
         env = {
             "ASAN_OPTIONS": f"abort_on_error=1:detect_leaks=1:log_path={reports}",
             "UBSAN_OPTIONS": f"halt_on_error=1:print_stacktrace=1:log_path={reports}",
+            # races do not end a program: it has more of them to show
+            "TSAN_OPTIONS": f"exitcode=0:history_size=4:report_thread_leaks=0:log_path={reports}:"
+            f"suppressions={self.top}/native/tests/thread-sanitizer.supp",
             "UFFDMM_SANITIZER": sanitizers,
         }
-        report = self.meson(suite, folder, SANITIZER_TIMEOUT, env)
+        report = self.meson(suite, folder, SANITIZER_TIMEOUT, env, tests)
         report.results += sanitizer_reports(reports)
         return report
 
-    def meson(self, suite: str, folder: Path, timeout: float, env: dict[str, str]) -> Report:
+    def meson(
+        self,
+        suite: str,
+        folder: Path,
+        timeout: float,
+        env: dict[str, str],
+        tests: tuple[str, ...] = (),
+    ) -> Report:
         report = Report(suite)
         testlog = folder / "meson-logs/testlog.json"
         testlog.unlink(missing_ok=True)
         slower = ["--timeout-multiplier", "3"] if env else []
         done = run(
             suite,
-            ["meson", "test", "-C", folder, *slower],
+            ["meson", "test", "-C", folder, *slower, *tests],
             log=self.logs / f"{folder.name}-test.log",
             cwd=self.top,
             timeout=timeout,
