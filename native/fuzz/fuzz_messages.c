@@ -51,6 +51,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     pthread_rwlockattr_destroy(&attr);
     queue_init(vm);
     policy_init(vm);
+    FUZZ_EXPECT(mig_new(vm, &vm->mig) == 0);
     return 0;
 }
 
@@ -142,6 +143,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         drop_conn(&worker, 0);
     }
     close(socks[0]);
+    mig_thread_stop(worker.vm.mig); /* has copies of the socket */
+    mig_reset(worker.vm.mig);
     for (unsigned i = 0; i < UFFDMM_REGIONS_MAX; i++) {
         FUZZ_EXPECT(!worker.vm.regions[i]); /* none was attached, so none stays */
     }
