@@ -3,6 +3,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from uffdmm_runner.results import Outcome, Tally
 from uffdmm_runner.suites import Suites, sanitizer_reports
 
@@ -23,6 +25,16 @@ def test_every_sanitizer_report_is_a_failure(tmp_path: Path) -> None:
         (Outcome.FAILED, "heap-buffer-overflow"),
         (Outcome.FAILED, "leak"),
     ]
+
+
+def test_compiler_without_thread_sanitizer_is_a_skip_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, "bin/cc", "echo 'cannot find -ltsan' >&2; exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    report = Suites(tmp_path, tmp_path).threads()
+    assert Tally.of([report]) == Tally(0, 0, 1)
+    assert "cannot find -ltsan" in report.results[0].detail
 
 
 def test_pytest_that_dies_before_its_report_has_failed(tmp_path: Path) -> None:
