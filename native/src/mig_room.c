@@ -21,7 +21,7 @@ bool mig_loading(const struct vm *vm)
     }
     /* content only: until mig_open_late() */
     for (unsigned i = 1; i <= vm->options->nr_tiers; i++) {
-        if (!__atomic_load_n(&vm->tiers[i], __ATOMIC_ACQUIRE)) {
+        if (!vm->tiers[i]) {
             return true;
         }
     }
