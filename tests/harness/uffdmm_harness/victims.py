@@ -3,7 +3,7 @@
 
 Replays recorded traces (tests/traces, or those named) through the manager's order of eviction and
 others, and prints what share of reuses each would have found in memory.  With ``--record`` the
-traces are made first, in real guests; that takes about twenty minutes and root.
+traces are made first, in real guests; that takes half an hour and more, and root.
 """
 
 import argparse

@@ -9,11 +9,13 @@ evicts; before each look a little is put out to that end, and what the guest nee
 as a fault, which counts as a use.
 """
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from uffdmm.stats import Stats
 from uffdmm.trace import Recorder, Trace
 
 from . import HarnessError, accel
@@ -27,6 +29,8 @@ _PROVOKE = 256 << 10
 # The worker zaps so much at a time.
 _ZAP = 64 << 20
 _PATIENCE = 30.0
+# Nothing can go while all of it is on its way: it is asked for again.
+_AGAIN = 2.0
 # Windows that were cut by a scan that came before their end are no windows.
 _TRIES = 8
 
@@ -101,13 +105,13 @@ class _Windows:
             return self._run()
         ran = 0.0
         for _ in range(_TRIES):
+            # Looks come in pairs: the second one of the window before must be over.
+            self._wait(lambda stats: not stats.age_tracking)
             before = self._vm.statistics()
-            self._vm.evict(_PROVOKE)
-            zaps = before.zaps + -(-before.ram_bytes // _ZAP)
-            self._wait("zaps", zaps)
+            self._wait(functools.partial(_zapped, before), provoke=True)
             ran += self._run()
-            early = self._vm.statistics().scanned_pages != before.scanned_pages
-            self._wait("scanned_pages", before.scanned_pages + 1)
+            early = _scanned(before, self._vm.statistics())
+            self._wait(functools.partial(_scanned, before))
             if not early:
                 return ran
         raise HarnessError(
@@ -123,12 +127,30 @@ class _Windows:
         self._guest.qmp("stop")
         return time.monotonic() - began
 
-    def _wait(self, counter: str, value: int) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while getattr(self._vm.statistics(), counter) < value:
-            if time.monotonic() > deadline:
+    def _wait(self, done: Callable[[Stats], bool], *, provoke: bool = False) -> None:
+        """Until the worker's counters say so; now and then something is put out to that end."""
+        now = asked = time.monotonic()
+        deadline = now + _PATIENCE
+        if provoke:
+            self._vm.evict(_PROVOKE)
+        while not done(self._vm.statistics()):
+            now = time.monotonic()
+            if provoke and now > asked + _AGAIN:
+                asked = now
+                self._vm.evict(_PROVOKE)
+            if now > deadline:
                 raise HarnessError(
                     f"{self._workload.name}: no look at accesses within {_PATIENCE:.0f} s; the"
                     f" manager says {self._manager.log[-400:]!r}"
                 )
             time.sleep(0.002)
+
+
+def _zapped(before: Stats, now: Stats) -> bool:
+    """Whether all page-table entries were dropped since."""
+    return now.zaps >= before.zaps + -(-before.ram_bytes // _ZAP)
+
+
+def _scanned(before: Stats, now: Stats) -> bool:
+    """Whether a scan has come since."""
+    return now.scanned_pages != before.scanned_pages
