@@ -107,7 +107,7 @@ class MigrationTest(UffdmmTest):
 
     def moving(self, here: Host, source: Guest, *words: str) -> "subprocess.Popen[str]":
         """``uffdmm migrate`` in the middle of its work, slowed down."""
-        process = here.plane.migrate(VM, *words, *SLOWLY)
+        process = here.plane.migrate(VM, *SLOWLY, *words)
         self.exits.callback(end_process, process)
 
         def in_the_middle() -> bool:

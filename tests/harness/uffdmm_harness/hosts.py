@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from . import HarnessError
 
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _MIGRATE_SECONDS = 120.0
 
