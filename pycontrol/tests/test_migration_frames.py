@@ -216,6 +216,16 @@ def test_silence_is_told_with_its_length() -> None:
         received(frame(b"{}", length=100), whole=False)
 
 
+@pytest.mark.parametrize("patience", [None, 5])
+def test_a_connection_that_the_kernel_gave_up_is_no_silence(patience: float | None) -> None:
+    async def work(one: Channel, _other: Channel) -> None:
+        one.reader.set_exception(TimeoutError(110, "Connection timed out"))
+        with pytest.raises(PeerError, match="broke: connection timed out"):
+            await one.receive(patience)
+
+    between(work)
+
+
 def test_the_largest_block_is_taken() -> None:
     found = received(frame(bytes(4 << 20), kind=LOCATIONS))
     assert isinstance(found, frames.Block)

@@ -195,10 +195,14 @@ class Channel:
 
         :raise PeerError: the peer hung up, or sent what is none, or nothing in time
         """
+        limit = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout):
+            async with limit:
                 return await self._receive()
-        except TimeoutError:
+        except TimeoutError as error:
+            if not limit.expired():
+                # The kernel's, which gave the connection up.
+                raise _lost(error) from None
             raise PeerError(f"the other control plane was silent for {timeout:g} s") from None
         except OSError as error:
             raise _lost(error) from None
