@@ -122,6 +122,19 @@ int succession_lead(const struct options *options, int listen_fd)
     return fd;
 }
 
+void succession_leave(int lead_fd, int listen_fd, bool remove)
+{
+    char path[LOCK_PATH_MAX];
+
+    if (lead_fd < 0) {
+        return;
+    }
+    if (remove && lock_path(listen_fd, path)) {
+        unlink(path); /* while it is locked: nobody else's */
+    }
+    close(lead_fd);
+}
+
 void succession_watch(struct succession *s, const struct options *options, int listen_fd)
 {
     *s = (struct succession){.fd = open_file(listen_fd, 0)};

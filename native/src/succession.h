@@ -17,6 +17,9 @@
  */
 int succession_lead(const struct options *options, int listen_fd);
 
+/* It ends.  With @remove no worker is left that looks for a successor. */
+void succession_leave(int lead_fd, int listen_fd, bool remove);
+
 struct succession {
     int fd;         /* of the file, -1: none */
     char tiers[17]; /* those of this worker */
