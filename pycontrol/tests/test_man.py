@@ -39,7 +39,7 @@ from uffdmm.config.model import (
 from uffdmm.events import Event, EventKind
 from uffdmm.hostcheck import Check
 from uffdmm.migration.plan import Forecast
-from uffdmm.migration.source import DryRun, Report
+from uffdmm.migration.request import DryRun, Report
 from uffdmm.simulate import SimulationReport, VmReport
 
 MAN = Path(__file__).parents[1] / "man"

@@ -30,7 +30,8 @@ from uffdmm.migration.certificates import (
 )
 from uffdmm.migration.frames import PeerError
 from uffdmm.migration.plan import forecast, shared_tier
-from uffdmm.migration.source import Refused, Request, Source
+from uffdmm.migration.request import Request
+from uffdmm.migration.source import Refused, Source
 from uffdmm.migration.stages import STAGES, MigrationError, Stage
 from uffdmm.pagetable import Region
 from uffdmm.stats import TierStats, TierType

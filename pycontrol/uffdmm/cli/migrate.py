@@ -18,7 +18,8 @@ from ..errors import OptionsError
 from ..migration.destination import take_over
 from ..migration.frames import DEFAULT_PORT
 from ..migration.qmp import monitor_path
-from ..migration.source import DryRun, Progress, Report, Request, Source
+from ..migration.request import DryRun, Progress, Report, Request
+from ..migration.source import Source
 from ..sizes import format_size, parse_size
 from .output import JsonOption, console, print_json, time_or_dash
 from .vm_name import VmArgument
