@@ -640,7 +640,7 @@ int acceptor_run(const struct options *options)
     if (a->bound) {
         unlink(options->socket_path);
     }
-    succession_leave(a->lead_fd, a->listen_fd, a->bound && !a->nr_vms);
+    succession_leave(a->lead_fd, a->listen_fd);
     while (a->nr_pending) {
         conn_free(a->pending[--a->nr_pending]);
     }

@@ -18,7 +18,8 @@
  * its tiers are.  A worker whose acceptor has gone asks now and then whether somebody
  * holds that lock.  If so, and if the tiers are its own, it locks the second byte,
  * which is the turn, and ends.  With other tiers it stays: a successor could not read
- * its pages, and the guest would wait for nothing.
+ * its pages, and the guest would wait for nothing.  The third byte is locked by all who
+ * watch: while there is one of them the file stays.
  */
 #include "succession.h"
 
@@ -122,14 +123,17 @@ int succession_lead(const struct options *options, int listen_fd)
     return fd;
 }
 
-void succession_leave(int lead_fd, int listen_fd, bool remove)
+void succession_leave(int lead_fd, int listen_fd)
 {
+    struct flock watchers = byte_lock(F_WRLCK, 2);
     char path[LOCK_PATH_MAX];
 
     if (lead_fd < 0) {
         return;
     }
-    if (remove && lock_path(listen_fd, path)) {
+    /* a worker, perhaps of an earlier manager, would not find another file of that name */
+    if (fcntl(lead_fd, F_OFD_GETLK, &watchers) == 0 && watchers.l_type == F_UNLCK &&
+        lock_path(listen_fd, path)) {
         unlink(path); /* while it is locked: nobody else's */
     }
     close(lead_fd);
@@ -137,8 +141,13 @@ void succession_leave(int lead_fd, int listen_fd, bool remove)
 
 void succession_watch(struct succession *s, const struct options *options, int listen_fd)
 {
+    struct flock watcher = byte_lock(F_RDLCK, 2);
+
     *s = (struct succession){.fd = open_file(listen_fd, 0)};
     name_tiers(options, s->tiers);
+    if (s->fd >= 0 && fcntl(s->fd, F_OFD_SETLK, &watcher) < 0) {
+        log_warn("cannot lock the file beside the socket: %s", strerror(errno));
+    }
 }
 
 /* The tiers of the acceptor in charge.  False when there is none. */

@@ -17,8 +17,8 @@
  */
 int succession_lead(const struct options *options, int listen_fd);
 
-/* It ends.  With @remove no worker is left that looks for a successor. */
-void succession_leave(int lead_fd, int listen_fd, bool remove);
+/* It ends.  Nothing is left behind that no worker needs. */
+void succession_leave(int lead_fd, int listen_fd);
 
 struct succession {
     int fd;         /* of the file, -1: none */
