@@ -76,7 +76,9 @@ def socket_path(program: Path, tmp_path: Path) -> Iterator[Path]:
     yield path
     process.terminate()
     assert process.wait(10) == 0
-    folder.rmdir()  # the manager has removed its socket
+    # It has removed its socket; the file by which workers find a successor stays with them.
+    path.with_name("manager.sock.lock").unlink(missing_ok=True)
+    folder.rmdir()
     eventually(lambda: not list(store.iterdir()), "the volumes are gone")
 
 
@@ -390,7 +392,10 @@ def test_record(
     resident, stored = (unpack(row, trace.nr_units) for row in (trace.resident, trace.stored))
     assert (resident | stored).all()
     assert not (resident & stored).any()
-    assert resident.sum() * 4096 == trace.counters["resident_bytes"][0] <= LIMIT
+    # Table and counter are read one after the other, and evictions go on meanwhile.
+    counted = int(trace.counters["resident_bytes"][0])
+    assert abs(int(resident.sum()) * 4096 - counted) <= 1 << 20
+    assert counted <= LIMIT
     assert trace.counters["faults_store"][0] > 0
     # Nothing happens to it, and nobody looks.
     assert (report["looked"], report["used_mean_bytes"]) == (0, 0)
