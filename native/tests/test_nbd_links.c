@@ -93,8 +93,8 @@ static void server_killed_while_writing_loses_nothing(void **state)
             assert_true(rig_filled(pages + i * RIG_PAGE, round * NR + i));
         }
     }
-    assert_int_equal(r.stats.errors, 0);
-    assert_true(r.stats.reconnects >= KILLS / 2);
+    assert_int_equal(stats_get(&r.stats.errors), 0);
+    assert_true(stats_get(&r.stats.reconnects) >= KILLS / 2);
     assert_non_null(strstr(r.stats.last_error, "is away"));
     assert_true(rig_wait_state(&r, UFFDMM_TIER_OK, 5000));
     /* what is still held was being written when its link was lost: there was such */
@@ -126,8 +126,8 @@ static void page_waits_for_a_server_that_is_gone(void **state)
     assert_true(rig_wait(&r, &io, 5000));
     assert_int_equal(io.result, 0);
     assert_true(rig_filled(page, 1));
-    assert_int_equal(r.stats.state, UFFDMM_TIER_OK);
-    assert_int_equal(r.stats.reconnects, 1);
+    assert_int_equal(stats_get(&r.stats.state), UFFDMM_TIER_OK);
+    assert_int_equal(stats_get(&r.stats.reconnects), 1);
     rig_deinit(&r);
 }
 
@@ -150,8 +150,8 @@ static void stalled_server_is_waited_for_and_not_left(void **state)
     memset(page, 0, sizeof(page));
     assert_int_equal(rig_io(&r, false, 9, page, 1), 0);
     assert_true(rig_filled(page, 2));
-    assert_int_equal(r.stats.reconnects, 0);
-    assert_int_equal(r.stats.state, UFFDMM_TIER_OK);
+    assert_int_equal(stats_get(&r.stats.reconnects), 0);
+    assert_int_equal(stats_get(&r.stats.state), UFFDMM_TIER_OK);
     rig_deinit(&r);
 }
 
@@ -216,7 +216,7 @@ static void check_not_used(struct nbd_rig *r, const char *const *args, const cha
     assert_true(rig_wait(r, &io, 10000));
     assert_int_equal(io.result, 0);
     assert_true(rig_filled(page, 3));
-    assert_int_equal(r->stats.reconnects, 1);
+    assert_int_equal(stats_get(&r->stats.reconnects), 1);
 }
 
 static void export_that_shrank_is_not_used(void **state)

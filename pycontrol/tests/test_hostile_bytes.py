@@ -12,6 +12,7 @@ import socket
 import struct
 import tracemalloc
 import zlib
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -183,8 +184,8 @@ def _frame(sent: bytes) -> object:
         reader = asyncio.StreamReader()
         reader.feed_data(sent)
         reader.feed_eof()
-        # it only reads: there is nobody to write to
-        channel = Channel(reader, writer=None)  # type: ignore[arg-type]
+        # it only reads: what it would write goes nowhere
+        channel = Channel(reader, Mock(get_extra_info=Mock(return_value=None)))
         try:
             return await channel.receive(5)
         except PeerError as error:
