@@ -3,6 +3,7 @@
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -14,7 +15,13 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def as_exceptions() -> Iterator[None]:
-    """Inside, the signals that end a program raise KeyboardInterrupt in the main thread."""
+    """Inside, the signals that end a program raise KeyboardInterrupt in the main thread.
+
+    Another thread, in which tests may run, can set no handlers and would not be interrupted.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     numbers = (signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, _raise) for number in numbers]
     try:
