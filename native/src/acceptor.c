@@ -193,7 +193,7 @@ static void start_worker(struct acceptor *a, struct conn *c)
     }
     pid = fork();
     if (pid == 0) {
-        succession_watch(&succession, a->options, a->listen_fd);
+        succession_watch(&succession, a->options, a->listen_fd, c);
         close_inherited(a, c);
         close(channel[0]);
         setsid(); /* a Ctrl-C at the manager's terminal is not for the guests */

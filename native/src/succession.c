@@ -15,10 +15,10 @@
  * descriptor of SOCKET.lock, opened before it gave up its rights.  The acceptor in
  * charge holds a lock on its first byte (an OFD lock, which ends with the last
  * descriptor of that open file, however its process ends) and has written there what
- * its tiers are.  A worker whose acceptor has gone asks now and then whether somebody
- * holds that lock.  If so, and if the tiers are its own, it locks the second byte,
- * which is the turn, and ends.  With other tiers it stays: a successor could not read
- * its pages, and the guest would wait for nothing.  The third byte is locked by all who
+ * its tiers are, and whom it would accept.  A worker whose acceptor has gone asks now and then whether somebody
+ * holds that lock.  If so, and if the tiers are its own and its QEMU would be let in, it locks the second byte,
+ * which is the turn, and ends.  Else it stays: a successor could not read its pages,
+ * or would turn its QEMU away, and the guest would wait for nothing.  The third byte is locked by all who
  * watch: while there is one of them the file stays.
  */
 #include "succession.h"
@@ -32,11 +32,15 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "conn.h"
 #include "log.h"
 
 #define LOCK_PATH_MAX 128
-/* "uffdmm-manager VERSION\ntiers HASH\n", all of it or not yet valid. */
-#define TEXT_MAX 128
+/*
+ * "uffdmm-manager VERSION\nprotocol MIN MAX\nusers UID UID... \ntiers HASH\n", all of it or
+ * not yet valid.
+ */
+#define TEXT_MAX 512
 
 /* The name of the file for the socket.  False when the socket has no name. */
 static bool lock_path(int listen_fd, char path[LOCK_PATH_MAX])
@@ -115,8 +119,14 @@ int succession_lead(const struct options *options, int listen_fd)
         return -1;
     }
     name_tiers(options, tiers);
-    n = snprintf(text, sizeof(text), "uffdmm-manager %s\ntiers %s\n",
-                 UFFDMM_PROGRAM_VERSION, tiers);
+    n = snprintf(text, sizeof(text), "uffdmm-manager %s\nprotocol %d %d\nusers 0 %u ",
+                 UFFDMM_PROGRAM_VERSION, UFFDMM_MIN_VERSION, UFFDMM_VERSION,
+                 (unsigned)geteuid());
+    for (int i = 0; i < options->nr_uids; i++) {
+        n += snprintf(text + n, sizeof(text) - (size_t)n, "%u ",
+                      (unsigned)options->uids[i]);
+    }
+    n += snprintf(text + n, sizeof(text) - (size_t)n, "\ntiers %s\n", tiers);
     if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)n, 0) != n) {
         log_warn("cannot write the lock file beside the socket: %s", strerror(errno));
     }
@@ -139,57 +149,89 @@ void succession_leave(int lead_fd, int listen_fd)
     close(lead_fd);
 }
 
-void succession_watch(struct succession *s, const struct options *options, int listen_fd)
+void succession_watch(struct succession *s, const struct options *options, int listen_fd,
+                      const struct conn *qemu)
 {
     struct flock watcher = byte_lock(F_RDLCK, 2);
 
-    *s = (struct succession){.fd = open_file(listen_fd, 0)};
+    *s = (struct succession){.fd = open_file(listen_fd, 0),
+                             .version = qemu->header.version,
+                             .min_version = qemu->header.min_version,
+                             .uid = qemu->uid};
     name_tiers(options, s->tiers);
     if (s->fd >= 0 && fcntl(s->fd, F_OFD_SETLK, &watcher) < 0) {
         log_warn("cannot lock the file beside the socket: %s", strerror(errno));
     }
 }
 
-/* The tiers of the acceptor in charge.  False when there is none. */
-static bool tiers_of_leader(const struct succession *s, char name[17])
+/* What the acceptor in charge has written.  False when there is none. */
+static bool read_leader(const struct succession *s, char text[TEXT_MAX])
 {
     struct flock lock = byte_lock(F_WRLCK, 0);
-    char text[TEXT_MAX] = "";
-    const char *word;
     ssize_t n;
 
     if (fcntl(s->fd, F_OFD_GETLK, &lock) < 0 || lock.l_type == F_UNLCK) {
         return false;
     }
-    n = pread(s->fd, text, sizeof(text) - 1, 0);
+    n = pread(s->fd, text, TEXT_MAX - 1, 0);
     if (n <= 0 || text[n - 1] != '\n') {
         return false;
     }
-    word = strstr(text, "\ntiers ");
-    return word && sscanf(word, "\ntiers %16[0-9a-f]\n", name) == 1 && strlen(name) == 16;
+    text[n] = '\0';
+    return strstr(text, "\ntiers ") != NULL;
+}
+
+/*
+ * NULL when a worker of that manager could serve this VM; else why not.  Whatever is
+ * doubtful speaks against it: this worker serves the guest well.
+ */
+static const char *objection(const struct succession *s, const char *text)
+{
+    const char *word = strstr(text, "\nprotocol "), *users = strstr(text, "\nusers ");
+    char tiers[32], user[16];
+    unsigned min, max;
+
+    snprintf(tiers, sizeof(tiers), "\ntiers %s\n", s->tiers);
+    if (!strstr(text, tiers)) {
+        return "has other tiers than this worker; start it with the former tiers";
+    }
+    if (!word || sscanf(word, "\nprotocol %u %u\n", &min, &max) != 2 ||
+        s->version < min || s->min_version > max) {
+        return "speaks no version of the protocol that this QEMU speaks";
+    }
+    snprintf(user, sizeof(user), " %u ", (unsigned)s->uid);
+    if (!users || !strstr(users, user)) {
+        return "does not accept the user of this QEMU; start it with --allow-uid";
+    }
+    return NULL;
 }
 
 bool succession_due(struct succession *s)
 {
     struct flock turn = byte_lock(F_WRLCK, 1);
-    char tiers[17];
+    char text[TEXT_MAX];
+    const char *why;
 
-    if (s->fd < 0 || !tiers_of_leader(s, tiers)) {
-        s->seen = false;
+    if (s->fd < 0 || !read_leader(s, text)) {
+        s->seen = s->agreed = false;
         return false;
     }
-    if (strcmp(tiers, s->tiers) != 0) {
-        if (!s->told) {
-            log_warn("the new manager has other tiers than this worker: it goes on, out "
-                     "of that one's sight; start the manager with the former tiers");
+    why = objection(s, text);
+    if (why) {
+        /* not at once: it may be that of another one, before this one has written its own */
+        if (s->seen && !s->told) {
+            log_warn("the new manager %s: this worker goes on, out of that one's sight",
+                     why);
+            s->told = true;
         }
-        s->told = true;
-        s->seen = false;
+        s->seen = true;
+        s->agreed = false;
         return false;
     }
     /* between its lock and its text there may be that of another one */
-    if (!s->seen) {
-        s->seen = true;
+    if (!s->agreed) {
+        s->agreed = true;
+        s->told = false;
         return false;
     }
     return fcntl(s->fd, F_OFD_SETLK, &turn) == 0;
