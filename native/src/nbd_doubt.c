@@ -130,6 +130,9 @@ static void settle_suspects(struct nbd_tier *n, bool away)
         n->all_suspect = false;
         free(suspects);
         release(n, 0, UINT64_MAX);
+        log_info(
+            "nbd export %s: what was held back after the former worker is used again",
+            n->name);
     }
 }
 

@@ -109,6 +109,18 @@ void tier_tidy(struct tier *t)
     pthread_mutex_unlock(&t->tidy_lock);
 }
 
+void tier_tick(struct tier *t)
+{
+    if (!t->ops->tick) {
+        return;
+    }
+    pthread_mutex_lock(&t->tidy_lock);
+    if (tier_hold(t) == TIER_HELD) {
+        t->ops->tick(t);
+    }
+    pthread_mutex_unlock(&t->tidy_lock);
+}
+
 /*
  * Whoever takes a slot or writes counts itself first and looks at `hold` then; here it
  * is the other way round.  So either he sees that the volume is closed, or we see him.

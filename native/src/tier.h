@@ -146,6 +146,12 @@ struct tier_ops {
      */
     uint64_t (*tidy)(struct tier *t);
 
+    /*
+     * Twice a second, however busy the VM is, while tidy() is for when it is not: what has
+     * been held back for a time is given back.  May be NULL.
+     */
+    void (*tick)(struct tier *t);
+
     /* Ends all transfers soon, with -ECANCELED if need be: the VM is gone.  May be NULL. */
     void (*cancel)(struct tier *t);
 
@@ -241,6 +247,9 @@ static inline enum tier_hold tier_hold(const struct tier *t)
 
 /* One step of tidy(), when there is such a thing and the volume is ours. */
 void tier_tidy(struct tier *t);
+
+/* The same of tick(). */
+void tier_tick(struct tier *t);
 
 /*
  * From the return on nothing is written to the volume, by nobody here, and no slot is

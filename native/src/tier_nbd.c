@@ -500,6 +500,15 @@ static bool tidy_step(struct tier *t, uint64_t *freed)
     return true;
 }
 
+static void nbd_tick(struct tier *t)
+{
+    struct nbd_tier *n = t->priv;
+
+    if (!__atomic_load_n(&t->unsettled, __ATOMIC_ACQUIRE)) {
+        nbd_settle_doubts(n, stats_get(&t->stats->state) == UFFDMM_TIER_AWAY);
+    }
+}
+
 static uint64_t nbd_tidy(struct tier *t)
 {
     struct nbd_tier *n = t->priv;
@@ -510,7 +519,6 @@ static uint64_t nbd_tidy(struct tier *t)
     if (__atomic_load_n(&t->unsettled, __ATOMIC_ACQUIRE)) {
         return 0;
     }
-    nbd_settle_doubts(n, away);
     if (n->tidy == TIDY_IDLE) {
         nbd_client_export(n->client, &e);
         if (away || !e.can_trim) {
@@ -696,6 +704,7 @@ const struct tier_ops tier_nbd_ops = {
     .extent = nbd_extent,
     .submit = nbd_submit,
     .tidy = nbd_tidy,
+    .tick = nbd_tick,
     .cancel = nbd_cancel,
     .used = nbd_used,
     .label = nbd_label,

@@ -387,13 +387,16 @@ static void back_off(struct vm *vm, struct tracker *t)
         2 * t->probe_ms < PROBE_INTERVAL_MAX_MS ? 2 * t->probe_ms : PROBE_INTERVAL_MAX_MS;
 }
 
-/* Trims a bit of what has been freed in each tier. */
-static void tidy(struct vm *vm)
+/* Once a round; in each tier, trims a bit of what has been freed when the VM is @quiet. */
+static void look_after_tiers(struct vm *vm, bool quiet)
 {
     for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
         struct tier *t = vm->tiers[i];
 
         if (t) {
+            tier_tick(t);
+        }
+        if (t && quiet) {
             tier_tidy(t);
         }
     }
@@ -408,12 +411,10 @@ static void *background_thread(void *opaque)
 
     while (!end && (t.scans || pause_ms(vm, TRIM_INTERVAL_MS))) {
         struct sample s = {0};
-        bool useful;
+        bool useful, look = due(vm, &t);
 
-        if (!due(vm, &t)) {
-            if (t.quiet > 2) {
-                tidy(vm);
-            }
+        look_after_tiers(vm, !look && t.quiet > 2);
+        if (!look) {
             continue;
         }
         stats_set(&vm->stats->age_tracking, 1);

@@ -182,6 +182,7 @@ static void slot_of_a_lost_write_is_not_handed_out_again(void **state)
     }
     assert_int_equal(tier_nbd_ops.used(&r.tier), 8 * RIG_PAGE);
     tier_nbd_ops.tidy(&r.tier);
+    tier_nbd_ops.tick(&r.tier);
     tier_nbd_ops.put(&r.tier, NULL, puts, ALL);
     for (unsigned i = 0; i < ALL; i++) {
         assert_int_equal(puts[i].result, i < ALL - 8 ? 0 : -ENOSPC);

@@ -75,6 +75,7 @@ static void keep(struct nbd_rig *r, int journal, const uint64_t *named, unsigned
         assert_false(tier_nbd_ops.take(&r->tier, named[i], 0, i));
     }
     assert_int_equal(tier_nbd_ops.tidy(&r->tier), 0);
+    tier_nbd_ops.tick(&r->tier);
     tier_nbd_ops.settle(&r->tier);
     r->tier.unsettled = false;
 }
