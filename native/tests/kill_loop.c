@@ -49,6 +49,7 @@ void kill_loop(struct hier *r, unsigned pattern, unsigned kills)
     hier_do(r, HIER_FILL, 0, 0);
     for (unsigned i = 0; i < kills; i++) {
         uint64_t before;
+        bool over;
 
         end_process_when_hung(NULL); /* counted from this kill on */
         worker = kill_worker_of(r, worker);
@@ -59,6 +60,7 @@ void kill_loop(struct hier *r, unsigned pattern, unsigned kills)
         hier_begin(r, HIER_RUN, pattern, 150);
         usleep((useconds_t)(kill_random() % 120000));
         before = atomic_load(&r->vmm.report->steps);
+        over = hier_done(r); /* on a busy machine */
         assert_return_code(kill(worker, SIGKILL), 0);
         /* now and then the next one does not get far either */
         if (kill_random() % 4 == 0) {
@@ -66,7 +68,7 @@ void kill_loop(struct hier *r, unsigned pattern, unsigned kills)
             assert_return_code(kill(worker, SIGKILL), 0);
         }
         hier_await(r, HIER_END_MS);
-        assert_true(atomic_load(&r->vmm.report->steps) > before);
+        assert_true(over || atomic_load(&r->vmm.report->steps) > before);
     }
     kill_worker_of(r, worker);
     hier_do(r, HIER_VERIFY, 0, 0);

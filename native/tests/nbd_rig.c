@@ -123,6 +123,48 @@ static bool listening(const struct nbd_rig *r)
     return ok;
 }
 
+static void become_child_of(pid_t parent)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) {
+        _exit(126);
+    }
+}
+
+static void become_server(const char *const *argv)
+{
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+    if (null < 0 || (!getenv("UFFDMM_TEST_VERBOSE") && dup2(null, STDERR_FILENO) < 0)) {
+        _exit(126);
+    }
+    execvp(argv[0], (char *const *)(uintptr_t)argv);
+    _exit(127);
+}
+
+/* Runs the server again whenever it has failed an assertion of its own. */
+static void keep(const struct nbd_rig *r, const char *const *argv)
+{
+    pid_t self = getpid();
+    int status;
+
+    setpgid(0, 0);
+    do {
+        pid_t pid = fork();
+        if (pid == 0) {
+            become_child_of(self);
+            become_server(argv);
+        }
+        if (pid < 0 || waitpid(pid, &status, 0) != pid) {
+            _exit(126);
+        }
+        dprintf(STDERR_FILENO, "%s has ended with status %#x\n", argv[0],
+                (unsigned)status);
+        unlink(r->socket);
+    } while (WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+    _exit(126);
+}
+
 void rig_serve_program(struct nbd_rig *r, const char *program, const char *const *args)
 {
     const char *argv[ARGS_MAX] = {program};
@@ -138,15 +180,11 @@ void rig_serve_program(struct nbd_rig *r, const char *program, const char *const
     r->server = fork();
     assert_true(r->server >= 0);
     if (r->server == 0) {
-        int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        if (getppid() != parent || null < 0 ||
-            (!getenv("UFFDMM_TEST_VERBOSE") && dup2(null, STDERR_FILENO) < 0)) {
-            _exit(126);
+        become_child_of(parent);
+        if (r->kept) {
+            keep(r, argv);
         }
-        execvp(program, (char *const *)(uintptr_t)argv);
-        _exit(127);
+        become_server(argv);
     }
     for (unsigned ms = 0; !listening(r); ms += 10) {
         assert_true(ms < LISTEN_MS);
@@ -204,7 +242,7 @@ void rig_serve_file(struct nbd_rig *r)
 void rig_kill(struct nbd_rig *r)
 {
     if (r->server) {
-        kill(r->server, SIGKILL);
+        kill(r->kept ? -r->server : r->server, SIGKILL);
         assert_int_equal(waitpid(r->server, NULL, 0), r->server);
         r->server = 0;
     }

@@ -21,6 +21,11 @@ struct nbd_rig {
     char file[96];
     uint16_t port; /* in place of the socket, or 0 */
     pid_t server;  /* 0: none */
+    /*
+     * Set by who kills clients over and over: nbdkit before 1.34 fails an assertion now and
+     * then when a client hangs up early, and is started again then, as a service is.
+     */
+    bool kept;
     struct tier_config config;
     struct uffdmm_tier_stats stats;
     struct tier tier;
@@ -52,7 +57,7 @@ void rig_serve_file(struct nbd_rig *r);
 /* Sends SIGKILL and waits for the end. */
 void rig_kill(struct nbd_rig *r);
 
-/* Sends SIGSTOP and waits until no thread of the server runs. */
+/* Sends SIGSTOP and waits until no thread of the server runs; not for a kept one. */
 void rig_stop(struct nbd_rig *r);
 
 /* Opens the tier for the VM @name and reserves @bytes.  rig_try_open() returns what open() does. */

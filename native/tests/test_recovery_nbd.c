@@ -42,12 +42,18 @@ static struct hier_options options_of(const char *first, const char *second,
     };
 }
 
-static void start_server(struct nbd_rig *s, char *tier, size_t len)
+static void start_a_server(struct nbd_rig *s, bool kept, char *tier, size_t len)
 {
     rig_need("nbdkit");
     rig_init(s, EXPORT_MIB * HIER_MIB);
+    s->kept = kept;
     rig_serve_file(s);
     snprintf(tier, len, "net=nbd,uri=nbd+unix:///?socket=%s", s->socket);
+}
+
+static void start_server(struct nbd_rig *s, char *tier, size_t len)
+{
+    start_a_server(s, false, tier, len);
 }
 
 static void start_with_doubt(struct hier *r, const struct hier_options *o,
@@ -84,7 +90,7 @@ static void killed_workers_lose_nothing_in_an_export(void **state)
     char tier[TIER_MAX];
     (void)state;
 
-    start_server(&s, tier, sizeof(tier));
+    start_a_server(&s, true, tier, sizeof(tier));
     run(tier, NULL, NULL, LOAD_RANDOM);
     rig_deinit(&s);
 }
@@ -95,7 +101,7 @@ static void killed_workers_lose_nothing_in_pool_and_export(void **state)
     char tier[TIER_MAX];
     (void)state;
 
-    start_server(&s, tier, sizeof(tier));
+    start_a_server(&s, true, tier, sizeof(tier));
     run("ram=pool,capacity=12M", tier, NULL, LOAD_RANDOM);
     rig_deinit(&s);
 }
@@ -106,7 +112,7 @@ static void killed_workers_lose_nothing_in_pool_export_and_file(void **state)
     char tier[TIER_MAX];
     (void)state;
 
-    start_server(&s, tier, sizeof(tier));
+    start_a_server(&s, true, tier, sizeof(tier));
     strcat(tier, ",capacity=16M");
     run("ram=pool,capacity=6M", tier, "disk=file,path={store}", LOAD_DISCARD);
     rig_deinit(&s);
@@ -333,6 +339,11 @@ static void new_manager_takes_over_export_and_shared_directory(void **state)
     hier_start(&r, &o);
     snprintf(file, sizeof(file), "disk=file,path=%s,shared=on", r.manager.store);
     hier_do(&r, HIER_FILL, 0, 0);
+    /* a server that is slow to begin with is passed over for the next tier */
+    for (unsigned i = 0; i < 20 && !hier_stats(&r).tiers[NBD].stored_pages; i++) {
+        hier_do(&r, HIER_RUN, LOAD_RANDOM, 300);
+    }
+    assert_true(hier_stats(&r).tiers[NBD].stored_pages > 0);
     worker = kill_worker_of(&r, 0);
     manager_kill(&r.manager);
     kill(worker, SIGKILL);
@@ -341,7 +352,7 @@ static void new_manager_takes_over_export_and_shared_directory(void **state)
     hier_expect_stuck(&r, 500);
     manager_start_again(&r.manager, "UFFDMM_MANAGER", NULL, arguments);
     hier_await(&r, HIER_END_MS);
-    assert_true(hier_stats(&r).tiers[NBD].stored_pages > 0);
+    assert_true(hier_stats(&r).tiers[NBD].reads > 0);
     hier_expect_sound(&r);
     hier_stop(&r);
     rig_deinit(&s);
@@ -384,6 +395,34 @@ static void slots_held_back_are_used_again(void **state)
     rig_deinit(&s);
 }
 
+/* Also while there is so much to do that nothing is ever trimmed. */
+static void slots_held_back_come_back_to_a_busy_guest(void **state)
+{
+    enum { BUSY_MS = 6000 };
+    struct nbd_rig s;
+    char tier[TIER_MAX];
+    struct hier_options o = options_of(tier, NULL, NULL);
+    struct hier r;
+    pid_t worker;
+    (void)state;
+
+    start_server(&s, tier, sizeof(tier));
+    start_with_doubt(&r, &o, "1000");
+    hier_do(&r, HIER_FILL, 0, 0);
+    worker = kill_worker_of(&r, 0);
+    hier_begin(&r, HIER_RUN, LOAD_RANDOM, BUSY_MS);
+    sleep_ms(300);
+    kill(worker, SIGKILL);
+    kill_worker_of(&r, worker);
+    assert_true(manager_logged(&r.manager, "is used again", BUSY_MS));
+    assert_false(hier_done(&r));
+    hier_await(&r, HIER_END_MS);
+    hier_do(&r, HIER_VERIFY, 0, 0);
+    hier_expect_sound(&r);
+    hier_stop(&r);
+    rig_deinit(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -398,6 +437,7 @@ int main(void)
         cmocka_unit_test(export_of_another_is_not_taken_over),
         cmocka_unit_test(new_manager_takes_over_export_and_shared_directory),
         cmocka_unit_test(slots_held_back_are_used_again),
+        cmocka_unit_test(slots_held_back_come_back_to_a_busy_guest),
     };
     const char *seed = getenv("UFFDMM_SEED");
 

@@ -9,6 +9,7 @@
 #include <linux/falloc.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -251,6 +252,16 @@ int64_t monotonic_ms(void)
 
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+/* UFFDMM_TESTS=pattern runs those tests of a program only: * and ? stand for any characters. */
+__attribute__((constructor)) static void choose_tests(void)
+{
+    const char *pattern = getenv("UFFDMM_TESTS");
+
+    if (pattern) {
+        cmocka_set_test_filter(pattern);
+    }
 }
 
 int end_process_when_hung(void **state)
