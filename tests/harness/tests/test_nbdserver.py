@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The NBD servers that tests break on purpose."""
 
+import contextlib
+import os
 import shutil
+import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +56,19 @@ def test_killed_and_started_again_it_serves_the_same_file(server: NbdServer) -> 
     server.start()
     assert greeting(server, 5) == GREETING
     assert server.file.read_bytes().startswith(b"kept")
+
+
+def test_what_fails_an_assertion_of_its_own_is_started_again(server: NbdServer) -> None:
+    first = server.pid
+    os.kill(first, signal.SIGABRT)
+    deadline = time.monotonic() + 10
+    greeted = b""
+    while greeted != GREETING and time.monotonic() < deadline:
+        time.sleep(0.05)
+        with contextlib.suppress(OSError):
+            greeted = greeting(server, 5)
+    assert greeted == GREETING
+    assert server.pid != first
 
 
 def test_a_written_file_has_its_blocks(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ class NbdMissingError(HarnessError):
 
 class NbdServer:
     """Serves a fresh file, by nbdkit unless said otherwise.
+
+    A server that fails an assertion of its own is started again, as a service is: nbdkit before
+    1.34 does so now and then when a client that was killed hangs up early.
 
     :param size: bytes of the file
     :param folder: below which a folder with the file and the socket is made
@@ -114,20 +118,32 @@ class NbdServer:
 
         :raise HarnessError: the server does not answer
         """
+        process = self._spawn()
+        threading.Thread(target=self._keep, args=(process,), daemon=True).start()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         self._socket.unlink(missing_ok=True)  # nbdkit does not replace one that is left behind
         self._ready.unlink(missing_ok=True)
         with (self.path / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
+        process = self._process
         deadline = time.monotonic() + _START_SECONDS
         while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None or time.monotonic() > deadline:
                 text = self.log.strip()
                 raise HarnessError(
                     f"{Path(self._command[0]).name} does not serve: {text or '(no message)'}"
                 )
             time.sleep(0.01)
+        return process
+
+    def _keep(self, process: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(HarnessError):
+            while process.wait() == -signal.SIGABRT and self._process is process:
+                # From this thread, for nbdkit ends when the thread does that started it.
+                process = self._spawn()
 
     def _answers(self) -> bool:
         if self._address:
@@ -141,10 +157,18 @@ class NbdServer:
             raise HarnessError("the NBD server has not been started")
         return self._process
 
+    @property
+    def pid(self) -> int:
+        """Of the process that serves now.
+
+        :raise HarnessError: there is none
+        """
+        return self._running().pid
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """SIGSTOP and at the end SIGCONT: connections stay, and nothing is answered."""
-        pid = self._running().pid
+        pid = self.pid
         os.kill(pid, signal.SIGSTOP)
         try:
             yield
@@ -159,13 +183,14 @@ class NbdServer:
 
     def close(self) -> None:
         """Stop it and remove its folder."""
-        if self._process is not None:
-            self._process.terminate()
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
             try:
-                self._process.wait(5)
+                process.wait(5)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                process.kill()
+                process.wait()
         self._folder.cleanup()
 
     def __exit__(
