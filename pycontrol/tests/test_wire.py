@@ -84,6 +84,15 @@ def test_connection_closed_without_reply(fake: FakeManager, manager: Manager) ->
     assert caught.value.remedy == "its log says why"
 
 
+def test_lost_connection_stays_lost(fake: FakeManager, manager: Manager) -> None:
+    with manager.open_vm("demo") as vm:
+        fake.tamper = lambda _: None
+        with pytest.raises(LinkLostError, match=r"closed the connection$"):
+            vm.regions()
+        with pytest.raises(LinkLostError, match="has been closed after an earlier failure"):
+            vm.regions()
+
+
 def test_no_reply_in_time(fake: FakeManager) -> None:
     def silent(reply: Outgoing) -> Outgoing:
         return dataclasses.replace(reply, raw=reply.encode()[:20])

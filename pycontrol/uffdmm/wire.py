@@ -176,8 +176,13 @@ class Connection:
         :param timeout: seconds that this one may take, those of the connection by default
         :raise ManagerError: the manager refused
         :raise ProtocolError: the reply breaks the protocol; the connection is closed
-        :raise LinkLostError: no (complete) reply; the connection is closed
+        :raise LinkLostError: no (complete) reply; the connection is closed, or was before
         """
+        if self._sock.fileno() < 0:
+            raise LinkLostError(
+                f"the connection to {self._peer} has been closed after an earlier failure",
+                "its log says why",
+            )
         self._waits = self._timeout if timeout is None else timeout
         self._deadline = time.monotonic() + self._waits
         self._request_id += 1

@@ -26,7 +26,7 @@ from .aside import aside
 from .certificates import peer_names, server_context
 from .codec import decode
 from .frames import Accept, Ack, Block, Channel, Offer, PeerError, Refuse, Resume, kind_of
-from .qmp import Qmp, QmpFailedError, QmpSilentError, monitor_path
+from .qmp import Qmp, QmpSilentError, monitor_path
 from .stages import Stage
 from .worker import MigrationLink
 from .worker import Stage as WorkerStage
@@ -499,17 +499,15 @@ class Attempt:
         except UffdmmError:
             # Without its worker there is nothing to keep.
             pass
-        # It may hang up before it has answered, or have gone.
-        with contextlib.suppress(QmpFailedError):
-            try:
-                await self._qmp.execute("quit")
-            except QmpSilentError:
-                self._say(
-                    *(Level.ERROR, "migration-stuck"),
-                    "QEMU does not answer, so it waits for its manager, and was not ended; it can"
-                    " receive no second time: kill it",
-                )
-                return
+        try:
+            await self._qmp.quit()
+        except QmpSilentError:
+            self._say(
+                *(Level.ERROR, "migration-stuck"),
+                "QEMU does not end, so it waits for its manager; it can receive no second time:"
+                " kill it",
+            )
+            return
         self._say(Level.WARNING, "migration-ended", "QEMU was ended: it can receive no second time")
 
     # ---- small things

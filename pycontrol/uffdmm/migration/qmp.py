@@ -13,6 +13,7 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 from ..errors import UffdmmError
 
 _SECONDS = 20.0
+_LOOK_SECONDS = 0.1
 
 
 class QmpFailedError(UffdmmError):
@@ -111,6 +112,26 @@ class Qmp:
     async def run_state(self) -> str:
         """``running``, ``paused``, ``inmigrate``, ``postmigrate`` or another."""
         return str((await self.execute("query-status"))["status"])
+
+    async def quit(self) -> None:
+        """End QEMU, and wait until it has hung up; it may have gone already.
+
+        :raise QmpSilentError: it does not answer, or not end
+        """
+        try:
+            async with asyncio.timeout(_SECONDS):
+                await self.execute("quit")
+                while True:  # until it has nobody left to answer
+                    await asyncio.sleep(_LOOK_SECONDS)
+                    await self.run_state()
+        except TimeoutError:
+            raise QmpSilentError(
+                f"QEMU of VM '{self._vm}' did not end within {_SECONDS:g} s"
+            ) from None
+        except QmpSilentError:
+            raise
+        except QmpFailedError:
+            return
 
     async def stream(self, name: str) -> socket.socket:
         """One end of a pair of sockets, of which QEMU has the other under ``name``."""
