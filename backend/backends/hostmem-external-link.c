@@ -30,6 +30,7 @@ static void __attribute__((constructor)) external_links_init(void)
 
 static void external_link_free(ExternalLink *link)
 {
+    external_quit_cleanup(&link->quit);
     external_region_destroy(&link->region);
     external_stats_unmap(&link->stats);
     event_notifier_cleanup(&link->wake);
@@ -83,6 +84,7 @@ ExternalLink *external_link_start(const ExternalLinkConfig *config,
     external_channel_init(&link->chan);
     external_region_init(&link->region, config->size, config->page_size,
                          config->nr_shards);
+    external_quit_init(&link->quit);
     qemu_mutex_init(&link->lock);
     qemu_cond_init(&link->phase_changed);
     qemu_cond_init(&link->call_done);

@@ -11,6 +11,7 @@
  *   stored where the destination can read it   its location goes over
  *   stored elsewhere                           the manager reads it for us
  *   a hole                                     it is zero
+ *   on its way in or out                       waited for, but not for long
  *   anything else                              pinned, and read in place
  *
  * An entry that says "stored" or "hole" was set while the guest could not
@@ -50,6 +51,13 @@
 #define CANCEL_POLL_MS     100
 /* Pause before a page is looked at again that could not be read */
 #define RETRY_US           1000
+/*
+ * How long a page may be on its way in or out before it is read all the same,
+ * how often to look, and for how long nothing is waited for after that
+ */
+#define WAY_MS             200
+#define WAY_LOOK_US        200
+#define WAY_PAUSE_MS       5000
 
 #define ENTRY_FLAGS (UFFDMM_ENTRY_BUSY | UFFDMM_ENTRY_MAYHOLE | \
                      UFFDMM_ENTRY_WRITING | UFFDMM_ENTRY_INSTALL)
@@ -74,6 +82,8 @@ struct ExternalMigration {
     uint64_t entries[UFFDMM_MIG_READ_MAX];
 
     uint64_t *pattern; /* a page, for the words of the zero tier */
+
+    int64_t wait_again; /* no page is waited for on its way before this time */
 };
 
 /* ------------------------------------------------------------------------ */
@@ -481,6 +491,35 @@ static bool entry_is_hole(uint64_t entry)
     return entry_state(entry) == UFFDMM_PAGE_EMPTY && !(entry & ENTRY_FLAGS);
 }
 
+/*
+ * Is the page on its way in or out?  One that was on its way out when it was
+ * pinned may be past the point where a pin keeps it, and goes over by its
+ * location if it is given the time.  One on its way in is waited for here, or
+ * else in a fault.
+ */
+static bool entry_on_its_way(uint64_t entry)
+{
+    return entry_state(entry) == UFFDMM_PAGE_EVICTING ||
+           entry_state(entry) == UFFDMM_PAGE_FILLING;
+}
+
+/* Wait a little for such a page.  Returns false if that has taken too long. */
+static bool external_page_wait(ExternalMigration *m, int64_t begun)
+{
+    int64_t now = g_get_monotonic_time();
+
+    if (now < m->wait_again) {
+        return false;
+    }
+    if (now >= begun + WAY_MS * INT64_C(1000)) {
+        /* a store that has come to a halt: let the others not wait, too */
+        m->wait_again = now + WAY_PAUSE_MS * INT64_C(1000);
+        return false;
+    }
+    g_usleep(WAY_LOOK_US);
+    return true;
+}
+
 bool hostmem_external_migration_page(RAMBlock *rb, ram_addr_t offset,
                                      unsigned wanted,
                                      bool (*cancelled)(void),
@@ -490,8 +529,8 @@ bool hostmem_external_migration_page(RAMBlock *rb, ram_addr_t offset,
     ExternalRegion *region = &link->region;
     ExternalMigration *m = link->migration;
     const uint64_t pfn = offset / region->page_size;
-    int64_t deadline = g_get_monotonic_time() +
-                       READ_TIMEOUT_MS * INT64_C(1000);
+    const int64_t begun = g_get_monotonic_time();
+    const int64_t deadline = begun + READ_TIMEOUT_MS * INT64_C(1000);
     uint64_t entry, record;
 
     assert(pfn < region->size / region->page_size);
@@ -562,7 +601,8 @@ bool hostmem_external_migration_page(RAMBlock *rb, ram_addr_t offset,
         page->kind = EXTERNAL_PAGE_PINNED;
         external_region_pin(region, pfn * region->page_size, region->page_size);
         entry = qatomic_read(&region->entries[pfn]);
-        if (entry_state(entry) != UFFDMM_PAGE_STORED) {
+        if (entry_state(entry) != UFFDMM_PAGE_STORED &&
+            (!entry_on_its_way(entry) || !external_page_wait(m, begun))) {
             return true;
         }
         external_region_unpin(region, pfn * region->page_size,

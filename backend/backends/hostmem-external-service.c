@@ -256,13 +256,32 @@ static void external_link_take_requests(ExternalLink *link)
     external_link_send_calls(link);
 }
 
+/* Is the memory of the guest served?  Nobody need be waiting for it if not. */
+static bool external_link_serves(ExternalLink *link)
+{
+    QEMU_LOCK_GUARD(&link->lock);
+    return link->phase == PHASE_LIVE && external_stats_serving(&link->stats);
+}
+
+static void external_link_end_if_overdue(ExternalLink *link)
+{
+    if (external_quit_overdue(&link->quit, external_link_serves(link))) {
+        error_report("memory-backend-external '%s': QEMU is to end, and cannot "
+                     "stop its vCPUs, for guest memory is not served by the "
+                     "manager at '%s': ended as by SIGKILL", link->id,
+                     link->socket);
+        _exit(EXIT_FAILURE);
+    }
+}
+
 /**
  * external_link_io: wait for something to happen, and deal with it
  *
- * @timeout_ms: at most this long; -1 for ever
+ * @timeout_ms: at most this long; -1 for as long as that may be
  *
  * Returns: false if the connection is lost.  After true, look at
- * link->answered, the time and external_link_stopping().
+ * link->answered, the time and external_link_stopping(): it may be true
+ * without a cause.
  */
 static bool external_link_io(ExternalLink *link, int timeout_ms, Error **errp)
 {
@@ -272,6 +291,10 @@ static bool external_link_io(ExternalLink *link, int timeout_ms, Error **errp)
     };
     int ret = 0;
 
+    external_link_end_if_overdue(link);
+    if (timeout_ms < 0 || timeout_ms > LOOK_MS) {
+        timeout_ms = LOOK_MS;
+    }
     if (link->chan.sock >= 0) {
         external_link_take_requests(link);
     }

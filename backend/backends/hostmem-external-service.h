@@ -11,6 +11,7 @@
 #include "qemu/thread.h"
 #include "hostmem-external-call.h"
 #include "hostmem-external-link.h"
+#include "hostmem-external-quit.h"
 #include "hostmem-external-region.h"
 #include "hostmem-external-watch.h"
 #include "hostmem-external-wire.h"
@@ -58,6 +59,7 @@ struct ExternalLink {
     bool zap_reported;  /* likewise */
     ExternalWatch watch;
     int64_t next_look; /* at the statistics, by g_get_monotonic_time() */
+    ExternalQuit quit; /* which says what is whose */
 
     QemuMutex lock;
     QemuCond phase_changed;

@@ -10,6 +10,9 @@
 #include "qemu/atomic.h"
 #include "hostmem-external-watch.h"
 
+/* A manager that is alive gives a sign of it several times a second. */
+#define SILENCE_MS INT64_C(3000)
+
 static bool external_worker_bad(uint64_t state)
 {
     return state == UFFDMM_WORKER_STORE_FULL ||
@@ -33,6 +36,26 @@ static bool external_trouble_update(ExternalTrouble *seen,
 
     *seen = *now;
     return worse;
+}
+
+bool external_stats_serving(const ExternalStats *stats)
+{
+    const uint32_t nr_tiers = MIN(external_stats_nr_tiers(stats),
+                                  UFFDMM_TIERS_MAX);
+    const int64_t beat_ns = qatomic_read(&stats->vm->heartbeat_ns);
+
+    if (g_get_monotonic_time() - beat_ns / 1000 > SILENCE_MS * 1000 ||
+        external_worker_bad(qatomic_read(&stats->vm->state))) {
+        return false;
+    }
+    for (uint32_t i = 0; i < nr_tiers; i++) {
+        const struct uffdmm_tier_stats *t = external_stats_tier(stats, i);
+
+        if (external_tier_bad(qatomic_read(&t->state))) {
+            return false;
+        }
+    }
+    return true;
 }
 
 ExternalNews *external_watch_look(ExternalWatch *watch,

@@ -37,4 +37,12 @@ typedef struct ExternalWatch {
 ExternalNews *external_watch_look(ExternalWatch *watch,
                                   const ExternalStats *stats);
 
+/**
+ * external_stats_serving: do these statistics say that all is well?
+ *
+ * Returns: false if the manager shows no sign of life, or if pages wait for a
+ * store that fails, is away or has no room
+ */
+bool external_stats_serving(const ExternalStats *stats);
+
 #endif

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A manager that dies costs the guest a pause, and never leaves it with wrong memory."""
 
+import contextlib
 import os
 import signal
 import time
@@ -106,6 +107,45 @@ class ManagerLost(StoreTest):
         os.kill(worker, signal.SIGCONT)
         guest.port.ask("stop", {"ran"}, 20)
         self.assertTrue(guest.port.verify().verified)
+
+    def check_ends(self, guest: Guest) -> None:
+        """QEMU gives up the vCPU that waits, and says so."""
+        began = time.monotonic()
+        self.wait_until(lambda: guest.ended, "the end of QEMU", 30)
+        # It was not ended at once: whoever is only slow has time to serve the page.
+        self.assertGreater(time.monotonic() - began, 5)
+        self.assert_contains(guest.stderr, "cannot stop its vCPUs", "not served by the manager")
+
+    def test_quit_while_the_guest_waits_for_a_manager(self) -> None:
+        """No manager comes, and QEMU ends all the same."""
+        manager = self.manager()
+        guest = self.start_stepping(manager)
+        manager.kill()
+        self.check_stalled(guest)
+        # The answer may have to wait for the vCPU, too.
+        with contextlib.suppress(TimeoutError):
+            guest.qmp("quit", timeout=1)
+        self.check_ends(guest)
+
+    def test_end_while_the_guest_waits_for_a_stopped_worker(self) -> None:
+        """The connection is there and nobody answers; a signal in place of the command."""
+        manager = self.manager()
+        guest = self.start_stepping(manager)
+        worker = self.statistics(manager).worker_pid
+        os.kill(worker, signal.SIGSTOP)
+        self.check_stalled(guest)
+        os.kill(guest.pid, signal.SIGTERM)
+        self.check_ends(guest)
+        os.kill(worker, signal.SIGCONT)
+        self.wait_until(lambda: not manager.client.list_vms(), "the end of the worker", 20)
+
+    def test_quit_of_a_guest_that_is_served(self) -> None:
+        """The other way round: in the middle of faults QEMU ends as ever."""
+        manager = self.manager()
+        guest = self.start_stepping(manager)
+        guest.qmp("quit")
+        self.wait_until(lambda: guest.ended, "the end of QEMU", 10)
+        self.assertNotIn("cannot stop", guest.stderr)
 
     def test_acceptor_killed_alone(self) -> None:
         """The acceptor only makes workers: the guests that have one do not need it."""
