@@ -75,8 +75,13 @@
 /* Looks in a row that must tell nothing before ages are no longer used. */
 #define DOUBTS_MAX 2
 
-/* Scans whose counts are too small tell nothing. */
+/*
+ * Scans whose counts are too small tell nothing: this many pages of a VM of 1 GiB or more,
+ * and as much less as a VM is smaller (docs/victims.md has what that is worth).
+ */
 #define SAMPLE_MIN 1024
+#define SAMPLE_LEAST 64
+#define PAGES_OF_GIB (1ULL << 18)
 
 /* In samples a huge page says as much as this many of the others: it covers a block's worth. */
 #define HUGE_WEIGHT BLOCK_PAGES
@@ -242,12 +247,20 @@ static int scan(struct vm *vm, struct region *r, struct sample *s)
     return 0;
 }
 
+static uint64_t sample_min(const struct vm *vm)
+{
+    uint64_t pages = stats_get(&vm->stats->ram_bytes) / PAGE_SIZE_4K;
+    uint64_t min = pages * SAMPLE_MIN / PAGES_OF_GIB;
+
+    return min < SAMPLE_LEAST ? SAMPLE_LEAST : min > SAMPLE_MIN ? SAMPLE_MIN : min;
+}
+
 /* True when pages that were in use are at least twice as likely in use again. */
-static bool tells_apart(const struct sample *s)
+static bool tells_apart(const struct sample *s, uint64_t min)
 {
     double again, anew;
 
-    if (s->was_used < SAMPLE_MIN || s->was_idle < SAMPLE_MIN) {
+    if (s->was_used < min || s->was_idle < min) {
         return false;
     }
     again = (double)s->was_used_again / (double)s->was_used;
@@ -256,9 +269,9 @@ static bool tells_apart(const struct sample *s)
 }
 
 /* True when pages that were in use are still often in use: what began to pay goes on. */
-static bool still_tells(const struct sample *s)
+static bool still_tells(const struct sample *s, uint64_t min)
 {
-    return s->was_used >= SAMPLE_MIN &&
+    return s->was_used >= min &&
            (double)s->was_used_again >= USED_AGAIN_MIN * (double)s->was_used;
 }
 
@@ -432,7 +445,8 @@ static void *background_thread(void *opaque)
             continue; /* ages mean something from the second scan on */
         }
         t.interval_ms = next_interval(vm, &s);
-        useful = tells_apart(&s) || (atomic_load(&vm->ages_useful) && still_tells(&s));
+        useful = tells_apart(&s, sample_min(vm)) ||
+                 (atomic_load(&vm->ages_useful) && still_tells(&s, sample_min(vm)));
         log_debug("access scan: used again %llu of %llu, anew %llu of %llu, arrived %llu "
                   "of %llu, ahead %llu of %llu%s",
                   (unsigned long long)s.was_used_again, (unsigned long long)s.was_used,

@@ -18,7 +18,8 @@ _BLOCK_WORTHWHILE = 8
 _BATCH = 256
 _AGE_MAX = 250
 _NEW, _NEW_FRESH = 254, 255
-SAMPLE_MIN = 1024
+SAMPLE_MIN, _SAMPLE_LEAST = 1024, 64
+_PAGES_OF_GIB = 1 << 18
 _USED_AGAIN_MIN = 0.2
 _DOUBTS_MAX = 2
 # What a round spares, in the order of the enum in evict.c.
@@ -30,7 +31,8 @@ class ManagerOrder(Order):
 
     :param pages: of the guest, of which the chances of a round depend
     :param always: take ages into account from the first look on, whatever they tell
-    :param sample_min: pages that a look has to find before it tells anything
+    :param sample_min: pages that a look has to find before it tells anything, else as many as the
+        manager asks for
     """
 
     def __init__(
@@ -39,14 +41,15 @@ class ManagerOrder(Order):
         pages: int,
         *,
         always: bool = False,
-        sample_min: int = SAMPLE_MIN,
+        sample_min: int | None = None,
     ) -> None:
         super().__init__(capacity)
         self._blocks = -(-pages // BLOCK)
         self._queue: OrderedDict[int, set[int]] = OrderedDict()
         self._ages: dict[int, int] = {}
         self._always = always
-        self._sample_min = sample_min
+        scaled = max(_SAMPLE_LEAST, min(SAMPLE_MIN, SAMPLE_MIN * pages // _PAGES_OF_GIB))
+        self._sample_min = scaled if sample_min is None else sample_min
         self.useful = always
         self._looks = self._doubts = 0
         # The evictor keeps this free below the limit and then as much again.  Here the limit is

@@ -18,12 +18,11 @@ from .victims_orders import ORDERS, Order, optimum
 
 SHARES = (0.25, 0.5, 0.75)
 MANAGER, OPTIMUM = "manager", "optimum"
-# Its rule of when ages count, as it would be in a guest of 1 GiB; and without the rule.
-SCALED, ALWAYS = "manager, rule scaled", "manager, ages always"
-NAMES = (MANAGER, SCALED, ALWAYS, *ORDERS, OPTIMUM)
+# Its rule of when ages count, as it is for guests of 1 GiB; and without the rule.
+UNSCALED, ALWAYS = "manager, unscaled", "manager, ages always"
+NAMES = (MANAGER, UNSCALED, ALWAYS, *ORDERS, OPTIMUM)
 # A page that is in use in so many of the windows before a mark belongs to the working set.
 _WORKING_SET = 0.25
-_PAGES_OF_GIB = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +138,7 @@ def _hits(
         return optimum(uses, capacity)
     special: dict[str, Callable[[], Order]] = {
         MANAGER: lambda: ManagerOrder(capacity, trace.nr_units),
-        SCALED: lambda: ManagerOrder(
-            capacity,
-            trace.nr_units,
-            sample_min=max(1, SAMPLE_MIN * trace.nr_units // _PAGES_OF_GIB),
-        ),
+        UNSCALED: lambda: ManagerOrder(capacity, trace.nr_units, sample_min=SAMPLE_MIN),
         ALWAYS: lambda: ManagerOrder(capacity, trace.nr_units, always=True),
     }
     make = special.get(name) or (lambda: ORDERS[name](capacity))
