@@ -23,7 +23,7 @@ class Soak(UffdmmTest):
         good = run.run()
         self.log.info("%s", run.summary)
         self.assertTrue(good, f"scripts/soak --minutes 1 --seed {seed}: {run.summary}")
-        for key in ("kills", "evictions", "faults", "store_errors", "bytes_verified"):
+        for key in ("kills", "evictions", "faults", "store_errors", "bytes_verified", "migrations"):
             self.assertGreater(run.summary[key], 0, key)
         for key in ("wrong_bytes", "hung", "lost_pages"):
             self.assertEqual(run.summary[key], 0, key)

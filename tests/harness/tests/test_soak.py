@@ -3,7 +3,9 @@
 
 import pytest
 
+from uffdmm_harness.port import GuestCorrupt
 from uffdmm_harness.soak_plan import ACTIONS, Plan
+from uffdmm_harness.soak_travel import expect_sound
 
 NAMES = ("a", "b", "c")
 
@@ -42,3 +44,10 @@ def test_what_is_left_out_does_not_occur() -> None:
     assert "kill_worker" not in {plan.next(NAMES)[1].name for _ in range(500)}
     with pytest.raises(ValueError, match="left out"):
         Plan(7, list(ACTIONS))
+
+
+def test_a_wrong_word_met_before_a_guest_moved_is_not_lost() -> None:
+    expect_sound([{"event": "progress"}, {"event": "ran"}])
+    for event in ("corrupt", "run-failed"):
+        with pytest.raises(GuestCorrupt, match=event):
+            expect_sound([{"event": "progress"}, {"event": event}])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``scripts/soak``: guests that fill, touch and verify memory while everything around them fails.
 
+One of them migrates to and fro.
+
 The seed decides what is done to whom, in which order and after which pauses (:mod:`soak_plan`);
 what meets what in time is up to the machine, so a failing seed is run again, more than once if need
 be.
@@ -30,12 +32,15 @@ from .nbdserver import NbdMissingError, NbdServer
 from .soak_count import Counts
 from .soak_guest import FILL, GuestLoop
 from .soak_plan import ACTIONS, Action, Plan
+from .soak_travel import Hosts, TravellingLoop
 
 RAM = 160 * MIB
 LIMIT = 64 * MIB
 # What a guest may wait after the last disturbance before it counts as hung: slots of an NBD
 # export to which a dead worker may have been writing are held back for two minutes.
 HUNG_SECONDS = 180.0
+# Nothing of it happens to a guest that migrates.
+_DEADLY = ("kill_worker", "kill_manager", "stop_worker")
 
 
 def _say(text: str) -> None:
@@ -79,6 +84,7 @@ class Soak:
         self._managers: list[Manager] = []
         self._owner: dict[str, Manager] = {}
         self._loops: dict[str, GuestLoop] = {}
+        self._traveller: TravellingLoop | None = None
         self._server: NbdServer | None = None
         self._triggers: dict[str, Path] = {}
         self._counts = Counts()
@@ -124,6 +130,14 @@ class Soak:
             _say(f"{error}: the third guest has a file in place of an NBD server")
         remote = f"net=nbd,uri={self._server.uri}" if self._server else "disk=file,path={store}"
         self._boot(chosen, "c", self._manager("ram=pool,capacity=16M,codec=zstd", remote))
+        hosts = Hosts("d", self._exits, self._manager)
+        self._traveller = self._exits.enter_context(
+            TravellingLoop(
+                *("d", MachineConfig(accel=chosen, ram=RAM), hosts, self._plan.child("d")),
+                lambda manager: self._owner.update(d=manager),
+            )
+        )
+        self._owner["d"], self._loops["d"] = hosts.here.manager, self._traveller
 
     def _manager(self, *tiers: str) -> Manager:
         manager = Manager(limit=f"{LIMIT // MIB}M", tiers=tiers, arguments=["--demote-after", "2s"])
@@ -156,12 +170,21 @@ class Soak:
 
     def _disturb(self, action: Action, name: str) -> None:
         _say(f"{action.name} {name} {action.value or ''}".rstrip())
+        still = self._loops[name].still
+        if action.name in _DEADLY and not still.acquire(blocking=False):
+            # What dies in the middle of a migration has tests of its own, which know what follows.
+            self._counts.missed += 1
+            _say(f"{action.name} {name}: not now: it migrates")
+            return
         try:
             getattr(self, "_do_" + action.name)(name, action.value)
         except (UffdmmError, ProcessLookupError) as error:
             # the worker may be between two lives
             self._counts.missed += 1
             _say(f"{action.name} {name}: not now: {error}")
+        finally:
+            if action.name in _DEADLY:
+                still.release()
 
     def _with_vm(self, name: str, use: Callable[[Any], object]) -> None:
         with self._owner[name].vm(name) as vm:
@@ -254,7 +277,8 @@ class Soak:
             guests=len(self._loops),
             fill_bytes=FILL,
             **self._counts.summary(),
-            migrations=0,
+            migrations=self._traveller.migrations if self._traveller else 0,
+            failed_migrations=self._traveller.failed_migrations if self._traveller else 0,
             bytes_verified=sum(loop.bytes_verified for loop in loops),
             steps=sum(loop.steps for loop in loops),
             discards=sum(loop.releases for loop in loops),
