@@ -122,13 +122,16 @@ class Refused(MigrationTest):
         self.here.plane.migrated(VM, "--to", self.there.plane.target)
         self.assert_runs_only_on(waiting, self.guest_here)
 
-    def test_session_number_again(self) -> None:
-        """A session that is under way, or over, cannot be had a second time."""
-        waiting = self.destination(self.there)
+    def credentials(self) -> ssl.SSLContext:
+        """What the source has."""
         context = ssl.create_default_context(cafile=str(self.authority.certificate))
         pki = self.here.plane.folder / "pki"
         context.load_cert_chain(pki / "client-cert.pem", pki / "client-key.pem")
-        offer: dict[str, Any] = {
+        return context
+
+    def offer(self, **changes: Any) -> dict[str, Any]:
+        """What a source says first."""
+        return {
             "type": "offer",
             "vm": VM,
             "session": 4711,
@@ -137,7 +140,23 @@ class Refused(MigrationTest):
             "channels": 0,
             "direct": False,
             "dry_run": False,
+            **changes,
         }
+
+    def test_channels_through_tls(self) -> None:
+        """They cannot go there; said before anything is begun, so QEMU can still receive."""
+        waiting = self.destination(self.there)
+        with Conversation("127.0.0.1", self.there.plane.port, self.credentials()) as source:
+            source.greet()
+            answer = source.ask(self.offer(channels=4))
+            self.assert_contains(str(answer), "refuse", "cannot go through TLS")
+        self.here.plane.migrated(VM, "--to", self.there.plane.target)
+        self.assert_runs_only_on(waiting, self.guest_here)
+
+    def test_session_number_again(self) -> None:
+        """A session that is under way, or over, cannot be had a second time."""
+        waiting = self.destination(self.there)
+        context, offer = self.credentials(), self.offer()
         port = self.there.plane.port
         with Conversation("127.0.0.1", port, context) as first:
             first.greet()

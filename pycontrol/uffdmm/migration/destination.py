@@ -248,6 +248,11 @@ class Attempt:
 
         :raise UffdmmError: it cannot, and why
         """
+        if offer.channels and not offer.direct:
+            raise UffdmmError(
+                "multifd opens connections of its own and cannot go through TLS here",
+                "use --direct with --channels, on a network that is trusted",
+            )
         manager, settings = self._receiver.manager, self._receiver.settings
         try:
             vm = await aside(manager.open_vm, offer.vm)
@@ -343,6 +348,8 @@ class Attempt:
             bytes.fromhex(tier.volume) if tier else bytes(16),
             offer.vm,
         )
+        # Whatever fails from here on: this QEMU and its worker can be used no second time.
+        self._started = True
         # While it waits this is what -S is: else it would run the guest as soon as it is loaded,
         # while the source may still fail and go on.
         await self._qmp.execute("stop")
@@ -351,13 +358,7 @@ class Attempt:
         )
         if offer.channels:
             await self._qmp.execute("migrate-set-parameters", multifd_channels=offer.channels)
-        self._started = True
         if not offer.direct:
-            if offer.channels:
-                raise UffdmmError(
-                    "multifd opens connections of its own and cannot go through TLS here",
-                    "use --direct with --channels, on a network that is trusted",
-                )
             self._stream = await self._qmp.stream(_STREAM)
             await self._qmp.execute("migrate-incoming", uri=f"fd:{_STREAM}")
             return accept
