@@ -172,11 +172,11 @@ void region_free(struct region *r)
     free(r);
 }
 
-/* True when some tier of the VM takes huge pages. */
+/* True when some tier of the VM takes huge pages, now or when a migration has begun. */
 static bool any_takes_runs(const struct vm *vm)
 {
-    for (unsigned i = 1; i < UFFDMM_TIERS_MAX; i++) {
-        if (vm->tiers[i] && vm->tiers[i]->ops->take_run) {
+    for (unsigned i = 1; i < vm->nr_tiers; i++) {
+        if (vm->tier[i].ops->take_run) {
             return true;
         }
     }

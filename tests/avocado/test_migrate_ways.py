@@ -4,11 +4,13 @@
 from pathlib import Path
 from typing import Any
 
-from migration_test import LIMIT, MIB, RAM, SECONDS, VM, WORKING_SET, MigrationTest
+from migration_test import LIMIT, MIB, RAM, SECONDS, VM, WORKING_SET, Host, MigrationTest
 
 from uffdmm.migration.worker import MigrationLink, Status
+from uffdmm_harness import HarnessError
 from uffdmm_harness.guest import Guest
 from uffdmm_harness.machine import external_memory
+from uffdmm_harness.stores_huge import HUGE_PAGE, huge_pages
 
 POOL = ("near=pool,capacity=128M",)
 
@@ -37,6 +39,39 @@ class Ways(MigrationTest):
         report = self.check("--direct", "--channels", "2")
         self.assertGreater(report["pages_by_location"], 0)
         self.assertGreater(report["pages_by_content"], 0)
+
+    def test_pages_of_2_mib(self) -> None:
+        """They go whole, by one location each; content in what QEMU calls a page."""
+        try:
+            self.exits.enter_context(huge_pages(2 * (LIMIT // HUGE_PAGE + 8)))
+        except HarnessError as error:
+            self.cancel(str(error))
+        here, there = self.host("a"), self.host("b")
+        source = self.booted(here.manager, **self.huge(here))
+        source.port.fill(WORKING_SET, seed=43)
+        stored = self.statistics(here.manager).stored_bytes
+        words = self.huge(there)
+        words["arguments"] += ["-S", "-incoming", "defer"]
+        destination = self.guest(self.config(there.manager.socket, **words))
+        destination.launch()
+        source.port.send("run pattern=hot ms=1500 seed=7 report_ms=60000")
+        report = here.plane.migrated(VM, "--to", there.plane.target)
+        self.log.info("report: %s", report)
+        self.ran(source, destination)
+        self.assert_runs_only_on(destination, source)
+        self.assertEqual(report["source_swap_ins"], 0)
+        self.assertGreater(report["pages_by_location"] * HUGE_PAGE, stored // 2)
+        self.assertGreater(report["pages_by_content"], 0)
+
+    def huge(self, host: Host) -> dict[str, Any]:
+        """A machine with such pages on a host."""
+        memory = external_memory(RAM, host.manager.socket, extra=",hugetlb=on")
+        return {
+            "ram": RAM,
+            "objects": [memory],
+            "memory": "mem0",
+            "arguments": host.plane.monitor(VM),
+        }
 
     def test_without_a_shared_store(self) -> None:
         """What is swapped goes by content, past the guest, and it is said."""
