@@ -164,6 +164,8 @@ void mig_do_release(struct mig *m, struct mig_job *job);
 void mig_do_prepare(struct mig *m, struct mig_job *job);
 void mig_do_import(struct mig *m, struct mig_job *job);
 void mig_do_take(struct mig *m, struct mig_job *job);
+/* The same on the source, which has released the volume to somebody who is lost. */
+void mig_do_take_back(struct mig *m, struct mig_job *job);
 /* False: it lacks locations, and is to be tried again. */
 bool mig_try_install(struct mig *m, struct mig_job *job);
 

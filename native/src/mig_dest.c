@@ -423,6 +423,10 @@ void mig_do_take(struct mig *m, struct mig_job *job)
     char err[UFFDMM_TEXT_MAX];
     int ret = 0;
 
+    if (atomic_load(&m->stage) == UFFDMM_MIG_RELEASED) {
+        mig_do_take_back(m, job);
+        return;
+    }
     if (atomic_load(&m->stage) != UFFDMM_MIG_INSTALLED || req->session != m->session) {
         mig_reply_error(job, -EPERM,
                         "nothing of session %#llx is installed: the guest must not run "

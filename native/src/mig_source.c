@@ -23,6 +23,7 @@
 #include "clock.h"
 #include "conn.h"
 #include "control.h"
+#include "evict.h"
 #include "log.h"
 #include "mig.h"
 #include "region.h"
@@ -441,4 +442,46 @@ void mig_do_release(struct mig *m, struct mig_job *job)
     log_info("the volume is released to %s in epoch %llu: nothing more is written to it",
              job->request.release.destination, (unsigned long long)reply.epoch);
     mig_reply(job, &reply, sizeof(reply));
+}
+
+/*
+ * The label decides.  While it says "released" nobody has taken the volume, so the guest has
+ * run nowhere else; and from then on its destination is refused, for the volume is owned.
+ * Without a label nothing decides.
+ */
+void mig_do_take_back(struct mig *m, struct mig_job *job)
+{
+    const struct uffdmm_mig_take *req = &job->request.take;
+    struct vm *vm = m->vm;
+    struct tier *t = vm->tiers[atomic_load(&m->tier)];
+    char err[UFFDMM_TEXT_MAX];
+    int ret;
+
+    if (!t || req->session != m->session || req->epoch != m->epoch) {
+        mig_reply_error(job, -EPERM,
+                        t ? "VM '%s' has not released its volume in session %#llx and "
+                            "epoch %llu"
+                          : "VM '%s' has left in session %#llx without a shared tier "
+                            "(epoch %llu): nothing here tells whether it runs there",
+                        vm->name, (unsigned long long)req->session,
+                        (unsigned long long)req->epoch);
+        return;
+    }
+    ret = t->ops->take_volume(t, req->epoch, err, sizeof(err));
+    if (ret) {
+        mig_reply_error(job, ret, "%s", err);
+        return;
+    }
+    __atomic_store_n(&t->hold, TIER_HELD, __ATOMIC_SEQ_CST);
+    mig_freeze_end(m);
+    pthread_rwlock_rdlock(&vm->regions_lock);
+    empty_sets(vm);
+    pthread_rwlock_unlock(&vm->regions_lock);
+    atomic_store(&m->stage, UFFDMM_MIG_IDLE);
+    atomic_store(&vm->note_due, true);
+    evict_kick(vm);
+    log_warn("tier %s: the volume of VM %s has been taken back in epoch %llu: its "
+             "destination must not run it any more",
+             t->config->name, vm->name, (unsigned long long)req->epoch);
+    mig_reply(job, NULL, 0);
 }

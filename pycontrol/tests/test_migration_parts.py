@@ -229,9 +229,10 @@ def test_the_shared_tier_is_the_fullest_or_the_named_one() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ([], Exit.USAGE, "none or several of --to, --take and --abandon"),
-        (["--to", "h", "--take"], Exit.USAGE, "none or several of --to, --take and --abandon"),
-        (["--take", "--abandon"], Exit.USAGE, "none or several of --to, --take and --abandon"),
+        ([], Exit.USAGE, "none or several of --to, --take, --abandon and"),
+        (["--to", "h", "--take"], Exit.USAGE, "none or several of --to, --take, --abandon and"),
+        (["--reclaim", "--abandon"], Exit.USAGE, "none or several of --to, --take, --abandon and"),
+        (["--take", "--abandon"], Exit.USAGE, "none or several of --to, --take, --abandon and"),
         (["--to", "h:0"], Exit.USAGE, "'h:0' is not a host and a port"),
         (["--to", "h", "--channels", "2"], Exit.USAGE, "--channels was given without --direct"),
         (["--to", "h", "--direct", "--channels", "65"], Exit.USAGE, "--channels"),

@@ -110,6 +110,7 @@ class HandOver(MigrationTest):
         self.die_at("finish")
         self.assertEqual(self.guest_here.qmp("query-status")["status"], "postmigrate")
         self.assert_contains(self.here.plane.refused(VM, "--abandon"), "is its destination's")
+        self.assert_contains(self.here.plane.refused(VM, "--reclaim"), "must not run here")
         self.assert_there()
         self.migrate_again()
         self.assert_there()
@@ -170,13 +171,24 @@ class HandOver(MigrationTest):
         self.assertFalse(self.runs(self.guest_there))
 
     def test_qemu_of_the_destination_dies_after_release(self) -> None:
-        """What is in memory is on the source only: it is kept, and does not run."""
+        """What is in memory is on the source only: it is kept, and runs when a person says so."""
         self.die_at("take")
         self.guest_there.kill()
         self.gone(self.there)
         refusal = self.here.plane.refused(VM, "--to", self.there.plane.target)
         self.assert_contains(refusal, "stage 'take'", "not on this host any more")
         self.assertEqual(self.guest_here.qmp("query-status")["status"], "postmigrate")
+        self.here.plane.commanded(VM, "--reclaim")
+        self.assert_runs_only_on(self.guest_here, self.guest_there)
+        self.assert_moves_after_all(self.here, self.there, self.guest_here)
+
+    def test_reclaimed_from_a_destination_that_is_not_lost(self) -> None:
+        """The person was wrong, and nothing comes of it: it runs on one side."""
+        self.die_at("take")
+        self.here.plane.commanded(VM, "--reclaim")
+        self.assert_contains(self.there.plane.refused(VM, "--take"), "must not run here")
+        self.assert_runs_only_on(self.guest_here, self.guest_there)
+        self.assert_contains(self.here.plane.refused(VM, "--reclaim"), "is not released (idle)")
 
     def test_qemu_of_the_destination_dies_before_release(self) -> None:
         """Nothing was given away, so the guest goes on where it was."""

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Hosts with a network of their own between them, and a server of the store on a third."""
 
+import signal
 import time
 
 from migration_test import VM, Host, MigrationTest
 
 from uffdmm_harness import HarnessError
+from uffdmm_harness.dying import program
 from uffdmm_harness.guest import Guest
 from uffdmm_harness.hosts import Network
 from uffdmm_harness.nbdserver import NbdServer
@@ -138,3 +140,21 @@ class Hosts(MigrationTest):
             self.assert_runs_only_on(destination, source)
         else:
             self.assert_runs_only_on(source, destination)
+
+    def test_destination_is_lost_after_the_release(self) -> None:
+        """The export says that nobody has taken it: the source may have it back, and use it."""
+        here, there = self.on_nbd()
+        source, destination = self.source(here), self.destination(there)
+        words = (VM, "--to", there.plane.target)
+        process = here.plane.migrate(*words, program=program("take"))
+        process.communicate(timeout=90)
+        self.assertEqual(process.returncode, -signal.SIGKILL)
+        destination.kill()
+        here.plane.commanded(VM, "--reclaim")
+        self.assert_runs_only_on(source, destination)
+        with here.manager.vm(VM) as vm:
+            written = vm.tiers()[2].write_bytes
+            source.port.run("random", 3, seed=8)
+            self.assert_verifies(source)
+            self.assertGreater(vm.tiers()[2].write_bytes, written)
+        self.assert_moves_after_all(here, there, source)

@@ -105,6 +105,13 @@ def migrate(
             "--abandon", help="On the source: run a VM again whose migration was left half-way."
         ),
     ] = False,
+    reclaim: Annotated[
+        bool,
+        typer.Option(
+            "--reclaim",
+            help="On the source: run a VM again whose destination is lost and never ran it.",
+        ),
+    ] = False,
     config: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Configuration file.", show_default=False),
@@ -113,9 +120,10 @@ def migrate(
 ) -> None:
     """Move a VM to another host while it runs; swapped pages stay where they are, on the store."""
     manager: Manager = context.obj
-    if sum((to is not None, take, abandon)) != 1:
+    if sum((to is not None, take, abandon, reclaim)) != 1:
         raise OptionsError(
-            "none or several of --to, --take and --abandon were given", "name one of them"
+            "none or several of --to, --take, --abandon and --reclaim were given",
+            "name one of them",
         )
     file = config or (DEFAULT_FILE if Path(DEFAULT_FILE).exists() else None)
     valid = examine(read_document(file)).require() if file else Config()
@@ -144,8 +152,9 @@ def migrate(
         tls_name=tls_name,
         keep=keep,
     )
-    if abandon:
-        asyncio.run(Source(manager, request, _nothing).abandon())
+    if abandon or reclaim:
+        source = Source(manager, request, _nothing)
+        asyncio.run(source.reclaim() if reclaim else source.abandon())
         print(f"{vm}: the guest runs on this host")
     elif dry_run:
         expected = asyncio.run(Source(manager, request, _nothing).dry_run())

@@ -146,6 +146,30 @@ class Source:
         finally:
             await self._close()
 
+    async def reclaim(self) -> None:
+        """Have the guest go on here whose destination was lost before it took the volume.
+
+        :raise MigrationError: it has been taken, or was never released
+        """
+        try:
+            self._link = await aside(self._open)
+            await self._qmp.connect()
+            status = await self._ask(self._link.status)
+            if status.stage is not WorkerStage.RELEASED:
+                raise UffdmmError(
+                    f"the volume of VM '{self._request.vm}' is not released"
+                    f" ({status.stage.name.lower()})",
+                    "'uffdmm migrate --reclaim' is for a source whose destination is lost;"
+                    " before the release it is --abandon",
+                )
+            await self._ask(self._link.take, status.session, status.epoch)
+            if await self._qmp.run_state() != "running":
+                await self._qmp.execute("cont")
+        except UffdmmError as error:
+            raise _as_migration(Stage.TAKE, error, "nothing was changed") from None
+        finally:
+            await self._close()
+
     def cancel_allowed(self) -> bool:
         """Whether the guest still belongs to this side."""
         return list(Stage).index(self.stage) < list(Stage).index(Stage.RELEASE)
