@@ -6,8 +6,7 @@ Two comparisons, all four in turns:
 * Linux swap on zram against a pool of the same codec.  Neither store is in the limit: the kernel
   charges no cgroup for zram, and the pool is told not to be.  The limit of the manager is, pattern
   by pattern, the guest memory that the zram run before it kept.  A quarter of the pages does not
-  compress; zram keeps them as they are, and for a pool they are another tier's, which here lies in
-  memory as well (a file on tmpfs), so that all that leaves the guest stays in memory on both sides.
+  compress; zram keeps them as they are, and so does a pool that is the last tier.
 * A pool inside the limit with a file behind it against the file alone: 512 MiB for guest and pool
   together, or for the guest.
 
@@ -17,7 +16,6 @@ the guest runs, and stalls for want of room are looked for.
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,7 +55,6 @@ PAIRS = (("pool_to_zram", POOL, ZRAM), ("pool_and_file_to_file", BOTH, FILE))
 SETTINGS = (16, 64, 128, 256, 384, 0)
 # No step for so long, and the guest has stalled.
 STALL_MS = 2000
-_MEMORY_FOLDER = Path("/dev/shm")
 _OUTSIDE = "pool=pool,codec=lz4,inside-limit=off"
 _INSIDE = "pool=pool,codec=zstd,inside-limit=on"
 _DISK = "disk=file,path={store}"
@@ -165,22 +162,20 @@ class GuestBench:
         return {run.pattern: run.guest_resident_bytes for run in runs}
 
     def _pool(self, repeat: int, kept: dict[str, int]) -> None:
-        with tempfile.TemporaryDirectory(prefix="uffdmm-raw-", dir=_MEMORY_FOLDER) as raw:
-            tiers = (_OUTSIDE, f"raw=file,path={raw}")
-            with self._managed(POOL, repeat, tiers, kept[self._patterns[0]]) as (guest, vm):
+        with self._managed(POOL, repeat, (_OUTSIDE,), kept[self._patterns[0]]) as (guest, vm):
 
-                def set_limit(pattern: str) -> int:
-                    vm.set_policy(limit_bytes=kept[pattern] & -4096)
-                    return kept[pattern]
+            def set_limit(pattern: str) -> int:
+                vm.set_policy(limit_bytes=kept[pattern] & -4096)
+                return kept[pattern]
 
-                probe = Probe(
-                    hostmem.MemfdFiles(guest.pid, RAM).resident,
-                    prepare=set_limit,
-                    bounded=True,
-                    count=lambda: counted(vm),
-                    gauge=lambda: _held(vm),
-                )
-                self._bench.measure(guest, POOL, repeat, probe)
+            probe = Probe(
+                hostmem.MemfdFiles(guest.pid, RAM).resident,
+                prepare=set_limit,
+                bounded=True,
+                count=lambda: counted(vm),
+                gauge=lambda: _held(vm),
+            )
+            self._bench.measure(guest, POOL, repeat, probe)
 
     def _inside(self, repeat: int, way: str) -> None:
         tiers = (_INSIDE, _DISK) if way == BOTH else (_DISK,)
@@ -346,7 +341,7 @@ def show(console: Console, bench: GuestBench, outcome: dict[str, Any]) -> None:
         table.add_row(pattern, *cells)
     console.print(table)
     console.print(
-        f"{POOL}: pages that do not compress are in a file in memory, in the limit is the guest "
+        f"{POOL}: keeps pages that do not compress as they are, in the limit is the guest "
         f"alone; {BOTH}: guest and pool together"
     )
     if bench.settings:
