@@ -6,6 +6,7 @@
  *   mig_freeze.c   slots that the set S names are put aside, not freed
  *   mig_read.c     pages that are stored go to QEMU past guest memory
  *   mig_dest.c     the destination: volume attached, locations gathered, volume taken
+ *   mig_deposit.c  records by way of the volume
  *   mig_install.c  locations into the page-state table
  *   mig_thread.c   the thread for what may take as long as a store takes
  */
@@ -60,8 +61,18 @@ struct mig_job {
         struct uffdmm_mig_import import;
         struct uffdmm_mig_install install;
         struct uffdmm_mig_take take;
+        struct uffdmm_mig_deposit deposit;
+        struct uffdmm_mig_collect collect;
     } request;
 };
+
+/* Slots that hold records of the session. */
+struct mig_deposit {
+    uint64_t slot;
+    unsigned nr;
+};
+
+#define MIG_DEPOSITS_MAX 256u
 
 struct mig {
     struct vm *vm;
@@ -79,6 +90,8 @@ struct mig {
     pthread_mutex_t freeze_lock;
     uint64_t *frozen; /* bitmap: put aside */
     uint64_t frozen_slots;
+    struct mig_deposit deposits[MIG_DEPOSITS_MAX];
+    unsigned nr_deposits;
     _Atomic uint64_t nr_frozen;
 
     /* destination; the thread's */
@@ -127,6 +140,8 @@ int mig_prepare(struct vm *vm, struct conn *c);
 int mig_import(struct vm *vm, struct conn *c);
 int mig_install(struct vm *vm, struct conn *c);
 int mig_take(struct vm *vm, struct conn *c);
+int mig_deposit(struct vm *vm, struct conn *c);
+int mig_collect(struct vm *vm, struct conn *c);
 
 /* True while slots are frozen: the tiers must stay as large as they are. */
 static inline bool mig_running(const struct mig *m)
@@ -146,6 +161,9 @@ void mig_region_gone(struct region *r);
 int mig_refuse(struct conn *c, int status, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* True when @fd is a memfd with these seals, so that nobody can make us wait for it. */
+bool mig_sealed(int fd, int seals);
+
 /* Starts the thread when it does not run; 0 or a negative errno. */
 int mig_thread_start(struct mig *m);
 void mig_thread_stop(struct mig *m);
@@ -164,6 +182,8 @@ void mig_do_release(struct mig *m, struct mig_job *job);
 void mig_do_prepare(struct mig *m, struct mig_job *job);
 void mig_do_import(struct mig *m, struct mig_job *job);
 void mig_do_take(struct mig *m, struct mig_job *job);
+void mig_do_deposit(struct mig *m, struct mig_job *job);
+void mig_do_collect(struct mig *m, struct mig_job *job);
 /* The same on the source, which has released the volume to somebody who is lost. */
 void mig_do_take_back(struct mig *m, struct mig_job *job);
 /* False: it lacks locations, and is to be tried again. */

@@ -60,7 +60,6 @@ int mig_prepare(struct vm *vm, struct conn *c)
 int mig_import(struct vm *vm, struct conn *c)
 {
     const struct uffdmm_mig_import *req = (const void *)c->payload;
-    const int seals = F_SEAL_SHRINK | F_SEAL_WRITE;
     struct region *r = NULL;
 
     if (!conn_string_ok(req->region, sizeof(req->region)) || c->nr_fds != 1 || !req->nr ||
@@ -70,8 +69,7 @@ int mig_import(struct vm *vm, struct conn *c)
                           (unsigned long long)req->nr, c->nr_fds, LOCATIONS_MAX);
     }
     /* reading any other file could make the thread wait for somebody */
-    if (fcntl(c->fds[0], F_GET_SEALS) < 0 ||
-        (fcntl(c->fds[0], F_GET_SEALS) & seals) != seals) {
+    if (!mig_sealed(c->fds[0], F_SEAL_SHRINK | F_SEAL_WRITE)) {
         return mig_refuse(c, -EINVAL,
                           "locations must come in a memfd that is sealed against writing "
                           "and shrinking");

@@ -68,6 +68,7 @@ int mig_freeze_begin(struct mig *m)
         return -ENOMEM;
     }
     m->frozen_slots = nr;
+    m->nr_deposits = 0;
     atomic_store(&m->nr_frozen, 0);
     atomic_store(&m->freeze_all, false);
     atomic_store(&m->freezing, true);
@@ -87,6 +88,11 @@ void mig_freeze_end(struct mig *m)
         if (m->frozen[slot / 64] >> (slot % 64) & 1) {
             tier_free(t, slot, 1);
         }
+    }
+    for (; t && m->nr_deposits; m->nr_deposits--) {
+        const struct mig_deposit *d = &m->deposits[m->nr_deposits - 1];
+
+        tier_free(t, d->slot, d->nr);
     }
     free(m->frozen);
     m->frozen = NULL;

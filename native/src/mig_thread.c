@@ -52,6 +52,7 @@ void mig_reset(struct mig *m)
     free(m->frozen);
     m->frozen = NULL;
     m->frozen_slots = 0;
+    m->nr_deposits = 0;
     atomic_store(&m->nr_frozen, 0);
     atomic_store(&m->uncertain, false);
     atomic_store(&m->releasing, false);
@@ -77,6 +78,13 @@ int mig_refuse(struct conn *c, int status, const char *fmt, ...)
     va_end(ap);
     log_warn("refused message %u of process %d: %s", c->header.type, (int)c->pid, text);
     return conn_reply_error(c, status, text);
+}
+
+bool mig_sealed(int fd, int seals)
+{
+    int has = fcntl(fd, F_GET_SEALS);
+
+    return has >= 0 && (has & seals) == seals;
 }
 
 /* ---- answers --------------------------------------------------------------- */
@@ -189,6 +197,12 @@ static void do_job(struct mig *m, struct mig_job *job)
         break;
     case UFFDMM_MSG_MIG_TAKE:
         mig_do_take(m, job);
+        break;
+    case UFFDMM_MSG_MIG_DEPOSIT:
+        mig_do_deposit(m, job);
+        break;
+    case UFFDMM_MSG_MIG_COLLECT:
+        mig_do_collect(m, job);
         break;
     default:
         if (!mig_try_install(m, job)) {

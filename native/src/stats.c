@@ -53,6 +53,7 @@ int stats_create(struct uffdmm_stats **stats, int *fd_ro)
     }
     *stats = map;
     (*stats)->magic = UFFDMM_STATS_MAGIC;
+    (*stats)->features = UFFDMM_FEATURE_DEPOSITS;
     (*stats)->version = UFFDMM_STATS_VERSION;
     (*stats)->worker_pid = (uint32_t)getpid();
     return 0;

@@ -325,6 +325,16 @@ static int on_mig_take(struct worker *w, struct conn *c)
     return mig_take(&w->vm, c);
 }
 
+static int on_mig_deposit(struct worker *w, struct conn *c)
+{
+    return mig_deposit(&w->vm, c);
+}
+
+static int on_mig_collect(struct worker *w, struct conn *c)
+{
+    return mig_collect(&w->vm, c);
+}
+
 /* RECONNECT of memory whose worker has died. */
 static int take_over(struct worker *w, struct conn *c)
 {
@@ -426,6 +436,10 @@ static const struct {
      on_mig_install},
     {UFFDMM_MSG_MIG_TAKE, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_mig_take), 0,
      on_mig_take},
+    {UFFDMM_MSG_MIG_DEPOSIT, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_mig_deposit), -1,
+     on_mig_deposit},
+    {UFFDMM_MSG_MIG_COLLECT, UFFDMM_ROLE_CONTROL, sizeof(struct uffdmm_mig_collect), -1,
+     on_mig_collect},
 };
 
 /* One whole message.  Negative: the connection must be closed. */

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uffdmm.migration.codec import BLOCK_MAX, MigrationStreamError, decode, encode
+from uffdmm.migration.codec import (
+    BLOCK_MAX,
+    Deposit,
+    MigrationStreamError,
+    absent,
+    decode,
+    encode,
+)
 from uffdmm.migration.locations import LOCATION, SET_PAGE, Locations, changes, digest
 
 _U64 = st.integers(0, 2**64 - 1)
@@ -40,13 +47,38 @@ def _any_locations(draw: st.DrawFn) -> Locations:
 
 @given(_any_locations())
 def test_what_was_encoded_comes_back(locations: Locations) -> None:
-    assert np.array_equal(decode(encode(locations)), locations)
+    decoded, deposit = decode(encode(locations))
+    assert np.array_equal(decoded, locations)
+    assert deposit is None
+
+
+@given(_any_locations(), st.integers(0, 2**64 - 1))
+def test_records_that_are_elsewhere_are_all_that_is_left_out(
+    locations: Locations, slot: int
+) -> None:
+    records = locations["record"][absent(locations)]
+    decoded, deposit = decode(encode(locations, Deposit.of(slot, records)))
+    assert deposit is not None
+    assert deposit.slot == slot
+    assert deposit.fits(records)
+    assert not deposit.fits(np.append(records, np.uint64(0)))
+    assert not len(records) or not deposit.fits(records ^ np.uint64(1))
+    assert not decoded["record"][absent(decoded)].any()
+    decoded["record"][absent(decoded)] = records
+    assert np.array_equal(decoded, locations)
+
+
+def test_a_block_that_ends_in_its_header_is_an_error() -> None:
+    whole = encode(_stored(np.arange(8, dtype=np.uint64), range(8)), Deposit(9, bytes(16)))
+    for size in range(28):
+        with pytest.raises(MigrationStreamError, match=r"has|damaged|holds"):
+            decode(whole[:size])
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_locations_or_an_error(block: bytes) -> None:
     try:
-        locations = decode(block)
+        locations, _ = decode(block)
     except MigrationStreamError:
         return
     assert bool(np.all(np.diff(locations["pfn"].astype(np.float64)) > 0))
@@ -62,7 +94,7 @@ def test_a_damaged_block_is_locations_or_an_error(
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     block = encode(locations)[:4] + zlib.compress(bytes(raw))
     try:
-        decoded = decode(block)
+        decoded, _ = decode(block)
     except MigrationStreamError:
         return
     assert len(np.unique(decoded["pfn"])) == len(decoded)
@@ -93,6 +125,13 @@ def test_order_costs_little_beside_the_records() -> None:
     pfns = np.arange(1000, 101000, dtype=np.uint64)
     block = encode(_stored(pfns, np.arange(1, 100001)))
     assert len(block) / 100000 <= 8.5
+
+
+def test_order_with_records_in_the_volume_takes_at_most_2_bytes_a_page() -> None:
+    pfns = np.arange(1000, 101000, dtype=np.uint64)
+    locations = _stored(pfns, np.arange(1, 100001))
+    block = encode(locations, Deposit.of(7, locations["record"]))
+    assert len(block) / 100000 <= 2
 
 
 @given(st.lists(st.tuples(st.integers(0, 49), st.sampled_from([0, 6, 1 << 24 | 6]), _U64)))

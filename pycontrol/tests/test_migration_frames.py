@@ -232,20 +232,26 @@ def test_the_largest_block_is_taken() -> None:
     assert len(found.data) == 4 << 20
 
 
-@pytest.mark.parametrize("version", [1, 9])
-def test_versions_that_meet(version: int) -> None:
+@pytest.mark.parametrize(("version", "spoken"), [(1, 1), (2, 2), (9, 2)])
+def test_versions_that_meet(version: int, spoken: int) -> None:
     async def work(one: Channel, other: Channel) -> None:
         await other.send(frames.Hello(version=version, lowest=1))
-        assert await one.greet(5) == 1
+        assert await one.greet(5) == spoken
+        # Who speaks version 1 gets no field that it does not know.
+        await one.send(frames.Accept(tier="far", deposits=True))
+        assert isinstance(await other.receive(5), frames.Hello)
+        accept = await other.receive(5)
+        assert isinstance(accept, frames.Accept)
+        assert accept.deposits is (spoken > 1)
 
     between(work)
 
 
-@pytest.mark.parametrize(("version", "lowest"), [(9, 2), (0, 0)])
+@pytest.mark.parametrize(("version", "lowest"), [(9, 3), (0, 0)])
 def test_versions_that_do_not_meet(version: int, lowest: int) -> None:
     async def work(one: Channel, other: Channel) -> None:
         await other.send(frames.Hello(version=version, lowest=lowest))
-        with pytest.raises(PeerError, match="this side speaks versions 1 to 1") as caught:
+        with pytest.raises(PeerError, match="this side speaks versions 1 to 2") as caught:
             await one.greet(5)
         assert caught.value.remedy is not None
 

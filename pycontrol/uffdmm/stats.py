@@ -230,6 +230,9 @@ class Stats(BaseModel):
     recoveries: int = Field(description="workers that took over from a dead one")
     recovery_ns: int = Field(description="how long the last one took for that, nanoseconds")
     quarantined: int = Field(description="slots that wait for late writes of a dead worker")
+    features: int = Field(
+        description="what the worker can beyond its protocol's version, bit 0: records by volume"
+    )
     fault_hist: _HistogramField = Field(
         description="fault times as [from_ns, to_ns, count], buckets in use only"
     )

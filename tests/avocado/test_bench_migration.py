@@ -43,5 +43,7 @@ class BenchMigration(UffdmmTest):
         for case in (ours, room, ordered):
             self.assertGreater(case["pages_by_location"] * 4096, case["swapped_bytes"] // 2)
             self.assertLess(case["location_bytes_per_page"], 16)
+        # Their slots are in order, and their checksums in the volume.
+        self.assertLess(ordered["location_bytes_per_page"], 2)
         # The idle guest stood for no time that could be told by its steps.
         self.assertIsNone(ordered["guest_slowdown"])

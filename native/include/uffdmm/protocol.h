@@ -63,6 +63,8 @@ enum uffdmm_msg_type {
     UFFDMM_MSG_MIG_IMPORT = 41,   /* control -> worker, destination */
     UFFDMM_MSG_MIG_INSTALL = 42,  /* QEMU -> worker, on the destination */
     UFFDMM_MSG_MIG_TAKE = 43,     /* control -> worker, destination */
+    UFFDMM_MSG_MIG_DEPOSIT = 44,  /* control -> worker, on the source */
+    UFFDMM_MSG_MIG_COLLECT = 45,  /* control -> worker, destination */
     UFFDMM_MSG_REPLY = 0x8000     /* or-ed into the type of a reply */
 };
 
@@ -462,6 +464,35 @@ struct uffdmm_mig_import {
 };
 
 /*
+ * MIG_DEPOSIT, on the source during a session, carries one memfd of `nr`
+ * records, sealed against writing and shrinking.  They are written to
+ * neighbouring slots of the tier that is armed, which are no page's: freed when
+ * the session has failed, and unknown to who takes the volume.  -ENOSPC: there
+ * are no such slots.  Whoever gets them checks that they are what was written.
+ */
+enum { UFFDMM_MIG_RECORDS_MAX = 65536 };
+
+struct uffdmm_mig_deposit {
+    uint64_t session;
+    uint64_t nr; /* 1..UFFDMM_MIG_RECORDS_MAX */
+};
+
+struct uffdmm_mig_deposit_reply {
+    uint64_t slot; /* the first */
+};
+
+/*
+ * MIG_COLLECT, on the destination after MIG_PREPARE: `nr` records are read from
+ * `slot` on, in the volume of the source, and written to the memfd that comes
+ * along, from its begin on.
+ */
+struct uffdmm_mig_collect {
+    uint64_t session;
+    uint64_t slot;
+    uint64_t nr; /* 1..UFFDMM_MIG_RECORDS_MAX */
+};
+
+/*
  * MIG_INSTALL: RAM has been loaded; S of this region has `count` pages and this
  * digest.  Answered once the locations that came agree and are in the table,
  * and all of S is punched; or with an error after `timeout_ms`.
@@ -596,6 +627,11 @@ enum uffdmm_stats_consts {
     UFFDMM_HIST_BUCKETS = 208
 };
 
+/* What a worker can beyond version 3, as bits. */
+enum uffdmm_features {
+    UFFDMM_FEATURE_DEPOSITS = 1 /* MIG_DEPOSIT, MIG_COLLECT */
+};
+
 enum uffdmm_worker_state {
     UFFDMM_WORKER_STARTING = 0,
     UFFDMM_WORKER_RUNNING = 1,
@@ -697,7 +733,9 @@ struct uffdmm_stats {
     uint64_t recovery_ns;        /* how long the last one took */
     uint64_t quarantined;        /* slots that wait for late writes */
 
-    uint64_t reserved[12];
+    uint64_t features; /* enum uffdmm_features */
+
+    uint64_t reserved[11];
     uint64_t fault_hist[UFFDMM_HIST_BUCKETS]; /* from message to page */
 };
 

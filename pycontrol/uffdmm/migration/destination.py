@@ -24,8 +24,9 @@ from ..stats import TierType
 from . import frames, tunnel
 from .aside import aside
 from .certificates import peer_names, server_context
-from .codec import decode
+from .codec import Deposit, absent, decode
 from .frames import Accept, Ack, Block, Channel, Offer, PeerError, Refuse, Resume, kind_of
+from .locations import Locations
 from .qmp import Qmp, QmpSilentError, monitor_path
 from .stages import Stage
 from .worker import MigrationLink
@@ -40,6 +41,7 @@ _POLL_SECONDS = 0.5
 _ATTEMPTS_MAX = 16
 _CONNECTIONS_MAX = 128
 _STREAM = "uffdmm-migration"
+_COLLECT_ATTEMPTS, _COLLECT_PAUSE = 4, 0.2
 _ENTRY_TIER_SHIFT, _ENTRY_TIER_MASK = 8, 0xF
 
 
@@ -286,7 +288,11 @@ class Attempt:
         index, notes = await self._tier_for(offer)
         self._tiers = (offer.tier.index if offer.tier else 0, index)
         names = [tier.name for tier in await self._ask(vm.tiers)]
-        return Accept(tier=names[index] if index else None, notes=notes)
+        return Accept(
+            tier=names[index] if index else None,
+            notes=notes,
+            deposits=bool(index) and await self._ask(link.takes_records),
+        )
 
     async def _compare(self, offer: Offer) -> None:
         assert self._link is not None
@@ -415,7 +421,9 @@ class Attempt:
         assert self._link is not None
         if block.region >= len(self._regions):
             raise PeerError(f"locations came for region {block.region}, which was not offered")
-        locations = await aside(decode, block.data)
+        locations, deposit = await aside(decode, block.data)
+        if deposit is not None:
+            await self._collect(locations, deposit)
         there, here = self._tiers
         entry = locations["entry"]
         tier = (entry >> _ENTRY_TIER_SHIFT) & _ENTRY_TIER_MASK
@@ -430,6 +438,24 @@ class Attempt:
         )
         self._blocks += 1
         await self._channel.send(Ack(blocks=self._blocks))
+
+    async def _collect(self, locations: Locations, deposit: Deposit) -> None:
+        """Fill in the records that the source has left in the volume."""
+        assert self._link is not None
+        missing = absent(locations)
+        count = int(missing.sum())
+        for attempt in range(_COLLECT_ATTEMPTS):
+            # What one host has written another may see a moment later.
+            await asyncio.sleep(_COLLECT_PAUSE * attempt)
+            records = await self._ask(self._link.collect, self._session, deposit.slot, count)
+            if deposit.fits(records):
+                locations["record"][missing] = records
+                return
+        raise PeerError(
+            f"the checksums of {count} pages are not in slot {deposit.slot} of the volume, where"
+            " the source says that it has written them",
+            "do both hosts reach the same volume, and see what the other has written?",
+        )
 
     # ---- the hand-over
 

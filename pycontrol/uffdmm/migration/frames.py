@@ -10,14 +10,16 @@ What a peer sends is checked in length and form before anything is done with it.
 import asyncio
 import socket
 import struct
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from .. import __version__
 from ..errors import UffdmmError
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""2: records of a block may be in the volume, if the destination accepts that."""
+
 LOWEST: Final = 1
 """Lowest version that this package still speaks."""
 
@@ -46,6 +48,9 @@ class Message(BaseModel):
     """Base of the messages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    # Fields that an older version does not know: the first version that does.
+    newer: ClassVar[dict[str, int]] = {}
 
 
 class Hello(Message):
@@ -89,12 +94,18 @@ class Offer(Message):
 
 
 class Accept(Message):
-    """Destination: QEMU waits.  ``address`` is for a direct stream, else it comes in a tunnel."""
+    """Destination: QEMU waits.  ``address`` is for a direct stream, else it comes in a tunnel.
+
+    ``deposits``: records of locations may be in the volume.
+    """
 
     type: Literal["accept"] = "accept"
     tier: _Text | None
     notes: list[_Text] = Field(default_factory=list)
     address: _Text | None = None
+    deposits: bool = False
+
+    newer: ClassVar[dict[str, int]] = {"deposits": 2}
 
 
 class Refuse(Message):
@@ -171,11 +182,13 @@ class Channel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.sent_bytes = 0
+        self.version = VERSION
         _notice_silence(writer)
 
     async def send(self, message: Message) -> None:
         """Send a message."""
-        await self._send(_MESSAGE, 0, message.model_dump_json().encode())
+        unknown = {name for name, since in message.newer.items() if since > self.version}
+        await self._send(_MESSAGE, 0, message.model_dump_json(exclude=unknown).encode())
 
     async def send_block(self, region: int, data: bytes) -> None:
         """Send locations of the region of this index in the offer."""
@@ -246,6 +259,7 @@ class Channel:
                 f" other ({heard.agent}) {heard.lowest} to {heard.version}",
                 "bring both hosts to releases that have one in common",
             )
+        self.version = version
         return version
 
     def close(self) -> None:

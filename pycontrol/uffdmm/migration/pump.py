@@ -7,8 +7,9 @@ from collections import deque
 
 import numpy as np
 
+from ..errors import ManagerError
 from .aside import aside
-from .codec import encode
+from .codec import Deposit, absent, encode
 from .frames import Ack, Channel, PeerError, Refuse, kind_of
 from .locations import SET_PAGE, Locations, SetPages, changes
 from .worker import ExportedSet, MigrationLink
@@ -17,21 +18,38 @@ from .worker import ExportedSet, MigrationLink
 _LOOK_SECONDS = 0.003
 _REST = 2
 _BLOCK_PAGES = 1 << 16
+# While S changes, fewer changes wait for more of them, but not for long.
+_BATCH = 1 << 14
+_PATIENCE_SECONDS = 0.05
+# Fewer records are sent: a deposit takes whole slots.
+_DEPOSIT_LEAST = 1024
 # Blocks that may be under way: what the destination has not taken it need not hold.
 _UNDER_WAY = 64
 
 
 class Pump:
-    """The locations of one session."""
+    """The locations of one session.
+
+    :param deposits: both workers can have records by way of the volume
+    """
 
     def __init__(
-        self, link: MigrationLink, busy: asyncio.Lock, channel: Channel, session: int
+        self,
+        link: MigrationLink,
+        busy: asyncio.Lock,
+        channel: Channel,
+        session: int,
+        *,
+        deposits: bool = False,
     ) -> None:
         self._link, self._busy = link, busy
         self._channel, self._session = channel, session
+        self._deposits = deposits
         self._sets: list[ExportedSet] = []
         self._sent: list[SetPages] = []
         self._seen: list[int] = []
+        # Since when changes wait for more, and how many there were at the last look.
+        self._waiting: dict[int, tuple[float, int]] = {}
         self._blocks = self._acked = 0
         # What an acknowledgement stands for: blocks so far, region, changes.
         self._promised: deque[tuple[int, int, int]] = deque()
@@ -63,10 +81,24 @@ class Pump:
                 await self._map()
             for index, exported in enumerate(self._sets):
                 known = exported.changes
-                if known != self._seen[index]:
+                if self._due(index, known, began):
                     await self._send(names.index(exported.name), index, exported, known)
             spent = time.monotonic() - began
             await asyncio.sleep(max(_LOOK_SECONDS, min(_REST * spent, 0.05)))
+
+    def _due(self, index: int, known: int, now: float) -> bool:
+        """Whether changes should be sent; at the end, when no more come, that is at once."""
+        if known == self._seen[index]:
+            return False
+        since, before = self._waiting.pop(index, (now, -1))
+        if (
+            known - self._seen[index] >= _BATCH
+            or known == before
+            or now - since >= _PATIENCE_SECONDS
+        ):
+            return True
+        self._waiting[index] = (since, known)
+        return False
 
     async def _map(self) -> None:
         async with self._busy:
@@ -89,10 +121,23 @@ class Pump:
         while self._blocks - self._acked >= _UNDER_WAY:
             self._room.clear()
             await self._room.wait()
-        data = await aside(encode, part)
+        data = await aside(encode, part, await self._deposit(part))
         self._blocks += 1
         await self._channel.send_block(region, data)
         self.sent_bytes += len(data)
+
+    async def _deposit(self, part: Locations) -> Deposit | None:
+        """Leave the records of a block in the volume, if that is worth it and there is room."""
+        records = part["record"][absent(part)]
+        if not self._deposits or len(records) < _DEPOSIT_LEAST:
+            return None
+        try:
+            async with self._busy:
+                slot = await aside(self._link.deposit, self._session, records)
+        except ManagerError:
+            # Full, or its store fails just now: they can go with the locations.
+            return None
+        return Deposit.of(slot, records)
 
     async def _listen(self) -> None:
         while True:

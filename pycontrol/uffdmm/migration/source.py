@@ -63,6 +63,7 @@ class _State:
     taken: float = 0.0
     swap_ins: int = 0  # before, and from the release on during the migration
     address: str | None = None
+    deposits: bool = False
     info: dict[str, Any] = field(default_factory=dict)
 
 
@@ -299,6 +300,7 @@ class Source:
             state.tier = 0
         state.tier_name = accept.tier if state.tier else None
         state.address = accept.address
+        state.deposits = accept.deposits
 
     async def _offer(self, epoch: int, volume: bytes, *, dry_run: bool) -> Accept:
         assert self._link is not None
@@ -369,7 +371,10 @@ class Source:
         assert self._link is not None
         assert self._channel is not None
         self._enter(Stage.TRANSFER)
-        self._pump = Pump(self._link, self._busy, self._channel, self._state.session)
+        deposits = self._state.deposits and await self._ask(self._link.takes_records)
+        self._pump = Pump(
+            *(self._link, self._busy, self._channel, self._state.session), deposits=deposits
+        )
         names = [region.name for region in self._state.regions]
         pumping = asyncio.create_task(self._pump.run(names))
         watching = asyncio.create_task(self._watch())

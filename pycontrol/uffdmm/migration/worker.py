@@ -2,6 +2,7 @@
 """What a worker is asked on behalf of a migration: the MIG_* messages of ``protocol.h``."""
 
 import errno
+import fcntl
 import mmap
 import os
 from dataclasses import dataclass
@@ -198,6 +199,27 @@ class MigrationLink:
             ),
         )
 
+    def takes_records(self) -> bool:
+        """Whether this worker knows :meth:`deposit` and :meth:`collect`."""
+        return bool(self.vm.statistics().features & lib.UFFDMM_FEATURE_DEPOSITS)
+
+    def deposit(self, session: int, records: NDArray[np.uint64]) -> int:
+        """Write records to slots of the shared volume that are no page's; the first of them.
+
+        :param records: shape (n,), n from 1 to UFFDMM_MIG_RECORDS_MAX
+        :raise ManagerError: ENOSPC when there are no such slots
+        """
+        request = ffi.new("struct uffdmm_mig_deposit *", {"session": session, "nr": len(records)})
+        fd = sealed_memfd(records.astype("<u8").tobytes())
+        try:
+            with self.vm.request(
+                lib.UFFDMM_MSG_MIG_DEPOSIT, wire.pack(request), send_fds=[fd]
+            ) as reply:
+                answer = wire.unpack("struct uffdmm_mig_deposit_reply", reply.payload)
+        finally:
+            os.close(fd)
+        return int(answer.slot)
+
     def release(self, session: int, destination: str) -> int:
         """Give the volume to the destination; the epoch that it has to take."""
         name = destination.encode()[: lib.UFFDMM_NAME_MAX - 1]
@@ -234,6 +256,24 @@ class MigrationLink:
             self.vm.request(lib.UFFDMM_MSG_MIG_IMPORT, wire.pack(request), send_fds=[fd]).close()
         finally:
             os.close(fd)
+
+    def collect(self, session: int, slot: int, count: int) -> NDArray[np.uint64]:
+        """Records that the source has left in the volume, shape (count,); not checked.
+
+        :raise ManagerError: they cannot be read
+        """
+        request = ffi.new(
+            "struct uffdmm_mig_collect *", {"session": session, "slot": slot, "nr": count}
+        )
+        fd = os.memfd_create("uffdmm-records", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, 8 * count)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            self.vm.request(lib.UFFDMM_MSG_MIG_COLLECT, wire.pack(request), send_fds=[fd]).close()
+            data = os.pread(fd, 8 * count, 0)
+        finally:
+            os.close(fd)
+        return np.frombuffer(data, "<u8").astype(np.uint64)
 
     def take(self, session: int, epoch: int) -> None:
         """The volume is this side's from now on.
