@@ -145,19 +145,18 @@ class ByHand(MigrationTest):
         destination.qmp("migrate-incoming", uri=uri)
         self.guest_here.qmp("migrate", uri=uri)
         self.wait_until(lambda: here.status().located > 0, "the first locations")
+
+        def status() -> str:
+            # Its main loop may wait for a stream that the destination does not read meanwhile.
+            return str(self.guest_here.qmp("query-migrate", timeout=SECONDS)["status"])
+
         with self.assertRaises(AssertionError):
-            self.wait_until(
-                lambda: self.guest_here.qmp("query-migrate")["status"] == "completed", "no end", 5
-            )
+            self.wait_until(lambda: status() == "completed", "no end", 5)
         with self.assertRaisesRegex(ManagerError, "must not run here"):
             there.take(self.session, armed.epoch)
         self.assertFalse(self.runs(destination))
-        self.guest_here.qmp("migrate_cancel")
-        self.wait_until(
-            lambda: self.guest_here.qmp("query-migrate")["status"] in {"cancelled", "failed"},
-            "its end",
-            SECONDS,
-        )
+        self.guest_here.qmp("migrate_cancel", timeout=SECONDS)
+        self.wait_until(lambda: status() in {"cancelled", "failed"}, "its end", SECONDS)
         self.wait_until(lambda: here.status().stage is Stage.IDLE, "the end of the session")
         self.assert_runs_only_on(self.guest_here, destination)
 
