@@ -126,6 +126,7 @@ NO_METRIC = {
     *("store_reads", "store_read_bytes", "store_writes", "store_write_bytes"),
     *("store_trim_bytes", "store_errors", "checksum_errors"),
     *("readahead_hits", "zaps", "demote_cancelled", "passed_on"),  # how, not what
+    "features",  # what a version is to people
 }
 
 
