@@ -365,23 +365,30 @@ static uint64_t used_bytes(const struct peer_stats *s)
     return s->tiers[NBD].used_bytes;
 }
 
+/* The guest runs for @run_ms, and its worker dies in the beginning of that. */
+static void kill_while_it_runs(struct hier *r, uint64_t run_ms)
+{
+    pid_t worker;
+
+    hier_do(r, HIER_FILL, 0, 0);
+    worker = kill_worker_of(r, 0);
+    hier_begin(r, HIER_RUN, LOAD_RANDOM, run_ms);
+    sleep_ms(200);
+    kill(worker, SIGKILL);
+    kill_worker_of(r, worker);
+}
+
 static void slots_held_back_are_used_again(void **state)
 {
     struct nbd_rig s;
     char tier[TIER_MAX];
     struct hier_options o = options_of(tier, NULL, NULL);
     struct hier r;
-    pid_t worker;
     (void)state;
 
     start_server(&s, tier, sizeof(tier));
     start_with_doubt(&r, &o, "3000");
-    hier_do(&r, HIER_FILL, 0, 0);
-    worker = kill_worker_of(&r, 0);
-    hier_begin(&r, HIER_RUN, LOAD_RANDOM, 600);
-    sleep_ms(200);
-    kill(worker, SIGKILL);
-    kill_worker_of(&r, worker);
+    kill_while_it_runs(&r, 600);
     assert_true(manager_logged(&r.manager, "may have been writing to", 2000));
     hier_await(&r, HIER_END_MS);
     hier_do(&r, HIER_DISCARD_ALL, 0, 0);
@@ -403,17 +410,11 @@ static void slots_held_back_come_back_to_a_busy_guest(void **state)
     char tier[TIER_MAX];
     struct hier_options o = options_of(tier, NULL, NULL);
     struct hier r;
-    pid_t worker;
     (void)state;
 
     start_server(&s, tier, sizeof(tier));
     start_with_doubt(&r, &o, "1000");
-    hier_do(&r, HIER_FILL, 0, 0);
-    worker = kill_worker_of(&r, 0);
-    hier_begin(&r, HIER_RUN, LOAD_RANDOM, BUSY_MS);
-    sleep_ms(300);
-    kill(worker, SIGKILL);
-    kill_worker_of(&r, worker);
+    kill_while_it_runs(&r, BUSY_MS);
     assert_true(manager_logged(&r.manager, "is used again", BUSY_MS));
     assert_false(hier_done(&r));
     hier_await(&r, HIER_END_MS);
