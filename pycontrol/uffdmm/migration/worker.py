@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Draining writes takes up to 20 s, and telling whether late ones may still land asks the server.
 _RELEASE_SECONDS = 60.0
 _TAKE_SECONDS = 60.0
+# Records go to a store that may be away for a while; the migration waits for it.
+_STORE_SECONDS = 60.0
 _SET_HEADER = "struct uffdmm_set_header"
 
 
@@ -213,7 +215,10 @@ class MigrationLink:
         fd = sealed_memfd(records.astype("<u8").tobytes())
         try:
             with self.vm.request(
-                lib.UFFDMM_MSG_MIG_DEPOSIT, wire.pack(request), send_fds=[fd]
+                lib.UFFDMM_MSG_MIG_DEPOSIT,
+                wire.pack(request),
+                send_fds=[fd],
+                timeout=_STORE_SECONDS,
             ) as reply:
                 answer = wire.unpack("struct uffdmm_mig_deposit_reply", reply.payload)
         finally:
@@ -269,7 +274,12 @@ class MigrationLink:
         try:
             os.ftruncate(fd, 8 * count)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-            self.vm.request(lib.UFFDMM_MSG_MIG_COLLECT, wire.pack(request), send_fds=[fd]).close()
+            self.vm.request(
+                lib.UFFDMM_MSG_MIG_COLLECT,
+                wire.pack(request),
+                send_fds=[fd],
+                timeout=_STORE_SECONDS,
+            ).close()
             data = os.pread(fd, 8 * count, 0)
         finally:
             os.close(fd)
